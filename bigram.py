@@ -1,0 +1,111 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.13.0", "numpy"]
+# ///
+"""The baseline: guess the next character from the one before it, and from nothing else.
+
+    python bigram.py
+
+learns a table of vocab_size x vocab_size numbers on the data that prepare.py made, and writes a sample.
+The loop below is the loop that trains gpt.py too; only the model grows.
+"""
+import json
+import os
+import sys
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+batch_size = 32  # how many windows of text go through the model at once
+block_size = 32  # how many characters one window holds
+max_iters = 2000  # steps of training
+eval_interval = 500  # steps between two estimates of the loss
+eval_iters = 200  # batches that one estimate averages over
+learning_rate = 1e-1  # far more than a GPT could bear: every row of the table learns on its own
+max_new_tokens = 300  # characters in the sample at the end
+seed = 1337  # the same seed gives the same run
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+# ---- data ----
+
+def load_data():
+    """What prepare.py made: the characters and, for each split, a read-only array of tokens left on disk."""
+    try:
+        with open('meta.json') as f:
+            chars = json.load(f)['chars']
+        data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
+    except FileNotFoundError as e:
+        sys.exit(f'{e.filename} not found: run python prepare.py first')
+    except (ValueError, KeyError, TypeError) as e:
+        sys.exit(f'train.bin, val.bin and meta.json are damaged ({e}): run python prepare.py again')
+    for split in data:
+        if len(data[split]) <= block_size:
+            sys.exit(f'{split}.bin has {len(data[split])} tokens and a window needs {block_size + 1}: '
+                     'set a smaller block_size, or run python prepare.py on a longer text')
+    return chars, data
+
+def get_batch(data):
+    """Random windows of one split: inputs and, one character further on, targets, each (B, T)."""
+    ix = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # where each window starts, (B, 1)
+    windows = torch.from_numpy(data[ix + np.arange(block_size + 1)].astype(np.int64)).to(device)  # (B, T+1)
+    return windows[:, :-1], windows[:, 1:]
+
+# ---- model ----
+
+class Bigram(nn.Module):
+    """A table whose row for a character holds the logits of the character that follows it."""
+
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, idx, targets=None):
+        """Logits (B, T, V) for the character after each of idx (B, T), and the mean cross-entropy to targets."""
+        logits = self.table(idx)  # (B, T, V)
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B*T, V) against (B*T,)
+        return logits, loss
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens):
+        """Append max_new_tokens sampled tokens to each row of idx (B, T)."""
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx[:, -1:])  # (B, 1, V): a bigram looks at the last character alone
+            idx_next = torch.multinomial(logits[:, -1].softmax(-1), num_samples=1)  # (B, 1)
+            idx = torch.cat((idx, idx_next), dim=1)  # (B, T+1)
+        return idx
+
+# ---- training ----
+
+@torch.no_grad()
+def estimate_loss(model, data):
+    """The mean loss on each split over eval_iters random batches."""
+    model.eval()
+    losses = {split: np.mean([model(*get_batch(data[split]))[1].item() for _ in range(eval_iters)]) for split in data}
+    model.train()
+    return losses
+
+def train():
+    chars, data = load_data()
+    torch.manual_seed(seed)
+    model = Bigram(len(chars)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    for step in range(max_iters + 1):
+        if step % eval_interval == 0 or step == max_iters:
+            losses = estimate_loss(model, data)
+            print(f'step {step}: train loss {losses["train"]:.4f}, val loss {losses["val"]:.4f}', flush=True)
+        if step == max_iters:
+            break
+        _, loss = model(*get_batch(data['train']))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    idx = model.generate(torch.zeros((1, 1), dtype=torch.long, device=device), max_new_tokens)  # begin anywhere
+    print(''.join(chars[i] for i in idx[0].tolist()))
+    return model
+
+if __name__ == '__main__':
+    train()

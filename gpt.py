@@ -1,0 +1,248 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.13.0", "numpy"]
+# ///
+"""A GPT: the whole model and its training.
+
+    python gpt.py                          after python prepare.py
+    torchrun --nproc_per_node=2 gpt.py     the same on two processors or GPUs
+
+trains a character-level, decoder-only Transformer on train.bin and keeps the best weights in ckpt.pt.
+"""
+import io
+import json
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+batch_size = 64 if device == 'cuda' else 8  # windows of text in one step, over all processes together
+block_size = 256  # characters in a window: how far back the model can look
+max_iters = 2000  # steps of training; the learning rates reach 0 at the last, so that it is the best
+eval_interval = 250  # steps between two evaluations, each of which saves ckpt.pt
+n_layer = 6 if device == 'cuda' else 4  # blocks, one on top of the other
+n_head = 6 if device == 'cuda' else 2  # attention heads in a block
+n_embd = 384 if device == 'cuda' else 128  # channels: how many numbers describe a character
+dropout = 0.2 if device == 'cuda' else 0.0  # raise it when val loss stays far above train loss
+learning_rate = 1e-2  # AdamW's, for embeddings and norms
+matrix_lr = 3e-2  # Muon's, for the matrices in the blocks
+warmup_iters = 20  # steps in which the learning rates rise from 0
+seed = 1337  # the same seed on the same machine gives the same run
+resume = False  # True goes on from ckpt.pt, as if the run had never stopped
+
+# ---- data ----
+def load_data():
+    """What prepare.py made: the characters and, for each split, an array of tokens that stays on disk."""
+    try:
+        with open('meta.json') as f:
+            meta = json.load(f)
+        data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
+        tokens = {split: len(data[split]) for split in data}
+        if not isinstance(meta['chars'], str) or meta.get('tokens', tokens) != tokens:
+            raise ValueError('they are not of one text')
+    except Exception as e:  # whatever is wrong with the files, making them anew mends it
+        sys.exit(f'cannot use train.bin, val.bin and meta.json ({e!r:.200}): run python prepare.py')
+    if min(tokens.values()) <= block_size:
+        sys.exit(f'block_size = {block_size} does not fit into {tokens}: lower it, or prepare a longer text')
+    return meta['chars'], data
+
+def get_batch(data, starts, vocab_size):
+    """The windows of data that begin at starts (B,): inputs and, one character on, targets, each (B, T)."""
+    windows = torch.from_numpy(data[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
+    if windows.max() >= vocab_size:
+        sys.exit(f'token {windows.max()} in the data has no character in meta.json: run python prepare.py')
+    if device == 'cuda':  # from pinned memory it is copied while the GPU still computes the step before
+        windows = windows.pin_memory().to(device, non_blocking=True)
+    return windows[:, :-1], windows[:, 1:]
+
+# ---- model ----
+class Block(nn.Module):
+    """Communication between characters, then computation on each; both add to what is there."""
+    def __init__(self):
+        super().__init__()
+        self.n_head, D = n_head, n_embd // n_head
+        self.ln_1 = nn.LayerNorm(n_embd, bias=False)
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)  # queries, keys and values in one product
+        self.attn_proj = nn.Linear(n_embd, n_embd, bias=False)
+        self.ln_2 = nn.LayerNorm(n_embd, bias=False)
+        self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)
+        self.mlp_proj = nn.Linear(4 * n_embd, n_embd, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        # Rotary positions, arxiv.org/abs/2104.09864: q and k turn, in pairs of channels, by angles that grow
+        # along the text, so that q @ k depends on how far apart two characters are.
+        angle = torch.outer(torch.arange(block_size), 10000 ** -(torch.arange(0, D, 2) / D))  # (T, D/2)
+        self.register_buffer('cos', angle.cos().repeat(1, 2)[:, None], persistent=False)  # (T, 1, D)
+        self.register_buffer('sin', torch.cat((-angle.sin(), angle.sin()), dim=1)[:, None], persistent=False)
+
+    def attn(self, x):
+        """Each character asks those up to itself, and takes in what the ones that match have to say."""
+        B, T, C = x.shape
+        qk, v = self.c_attn(x).view(B, T, -1, C // self.n_head).split((2 * self.n_head, self.n_head), dim=2)
+        qk = F.layer_norm(qk, qk.shape[-1:])  # QK-norm: attention can't saturate, arxiv.org/abs/2302.05442
+        qk = qk * self.cos[:T] + qk.roll(qk.shape[-1] // 2, dims=-1) * self.sin[:T]
+        q, k, v = (heads.transpose(1, 2) for heads in (*qk.chunk(2, dim=2), v))  # (B, H, T, D) each
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
+
+    def mlp(self, x):
+        """Each character thinks over, on its own, what it has taken in."""
+        return self.mlp_proj(F.gelu(self.c_fc(x)))  # (B, T, C) to (B, T, 4C) and back
+
+    def forward(self, x):
+        x = x + self.dropout(self.attn(self.ln_1(x)))
+        x = x + self.dropout(self.mlp(self.ln_2(x)))
+        return x
+
+class GPT(nn.Module):
+    """Characters in; out, for each of them, the logits of the next."""
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.wte = nn.Embedding(vocab_size, n_embd)  # what a character is
+        self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block() for _ in range(n_layer))
+        self.ln_f = nn.LayerNorm(n_embd, bias=False)
+        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight  # tied: one table reads characters in and writes them out
+        for name, p in self.named_parameters():
+            if p.ndim == 2:  # as in GPT-2: the more projections add up in x, the smaller each begins
+                nn.init.normal_(p, std=0.02 * (2 * n_layer) ** -0.5 if 'proj' in name else 0.02)
+
+    def forward(self, idx, targets=None):
+        """Logits (B, T, V) of what follows each of idx (B, T), T <= block_size; their mean cross-entropy in nats."""
+        x = self.dropout(self.wte(idx) + self.wpe.weight[:idx.shape[1]])  # (B, T, C)
+        for block in self.blocks:
+            x = block(x)
+        logits = self.lm_head(self.ln_f(x))  # (B, T, V)
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss
+
+# ---- training ----
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are orthogonalized, so that a matrix learns in all its directions at one rate:
+    kellerjordan.github.io/posts/muon. A Block's matrices all consist of C x C squares, so one batch does."""
+    @torch.no_grad()
+    def step(self):
+        matrices, lr = self.param_groups[0]['params'], self.param_groups[0]['lr']
+        squares = lambda matrix: [s for rows in matrix.split(n_embd) for s in rows.split(n_embd, dim=1)]
+        grad = torch.stack([s for p in matrices for s in squares(p.grad)])  # (12 * n_layer, C, C)
+        momentum = self.state[matrices[0]].setdefault('momentum', torch.zeros_like(grad)).lerp_(grad, 0.05)
+        X = grad.lerp(momentum, 0.95)  # Nesterov's
+        X = X / (1.01 * X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        # Three polynomials in a row draw every singular value of X towards 1: arxiv.org/abs/2505.16932
+        for a, b, c in ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518)):
+            A = X @ X.mT
+            X = a * X + torch.baddbmm(A, A, A, beta=b, alpha=c) @ X
+        torch._foreach_add_([s for p in matrices for s in squares(p)], list(X), alpha=-lr)
+
+@torch.no_grad()
+def estimate_loss(model, data, vocab_size):
+    """The mean loss over all of data, in windows side by side: no chance in it."""
+    starts = np.arange(0, len(data) - block_size, block_size)
+    model.eval()
+    total = sum(model(*get_batch(data, batch, vocab_size))[1].item() * len(batch)
+                for batch in np.array_split(starts, len(starts) // batch_size + 1))
+    model.train()
+    return total / len(starts)
+
+def save(ckpt):
+    """Write ckpt.pt beside its place and move it there in one step, so that there always is a whole one."""
+    buffer = io.BytesIO()
+    torch.save(ckpt, buffer)
+    try:
+        pathlib.Path('ckpt.pt.tmp').write_bytes(buffer.getbuffer())
+        os.replace('ckpt.pt.tmp', 'ckpt.pt')
+    except OSError as e:
+        sys.exit(f'cannot write ckpt.pt ({e}): make room, set resume = True and run again')
+
+def train():
+    """Train from scratch or from ckpt.pt on; under torchrun, as one of world_size processes."""
+    rank, world_size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    if n_embd % (2 * n_head):
+        sys.exit(f'n_embd = {n_embd} is not divisible into n_head = {n_head} heads of even size: change one')
+    if batch_size % world_size:
+        sys.exit(f'batch_size = {batch_size} is not divisible among {world_size} processes: change one')
+    chars, data = load_data()
+    vocab_size = len(chars)
+    if device == 'cuda':
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    torch.set_float32_matmul_precision('medium')  # float32 products on the fastest units the machine has
+    torch.manual_seed(seed)
+    model = GPT(vocab_size).to(device)
+    muon = Muon([p for p in model.blocks.parameters() if p.ndim == 2], {'lr': matrix_lr})
+    others = [model.wte.weight, model.wpe.weight] + [p for p in model.parameters() if p.ndim == 1]
+    adamw = torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    parts = {'model': model, 'muon': muon, 'adamw': adamw}
+    config = {k: v for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, str))}
+    ckpt = {'config': config | {'vocab_size': vocab_size}, 'chars': chars, 'val_loss': np.inf, 'latest': {'step': 0}}
+    if resume:
+        try:
+            old = torch.load('ckpt.pt', map_location=device, weights_only=True)
+            shape = {name: old['config'][name] for name in ('block_size', 'n_layer', 'n_head', 'n_embd')}
+            if not shape.items() <= config.items() or chars != old['chars']:
+                raise ValueError(f'it has {shape} and the characters {old["chars"]!r}')
+            for name in parts:
+                parts[name].load_state_dict(old['latest'][name])
+            ckpt |= {name: old[name] for name in ('model', 'step', 'val_loss', 'latest')}
+        except Exception as e:  # whatever is wrong with it
+            sys.exit(f'cannot resume from ckpt.pt ({e!r:.200}): mend this or start anew with resume = False')
+    net = torch.compile(model) if device == 'cuda' else model
+    if world_size > 1:
+        torch.distributed.init_process_group('nccl' if device == 'cuda' else 'gloo')
+        net = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)  # gradients become their mean
+    if rank == 0:
+        print(f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {device}, '
+              f'{batch_size * block_size:,} characters in a batch', flush=True)
+
+    since, since_step = time.perf_counter(), ckpt['latest']['step']
+    try:
+        for step in range(since_step + 1, max_iters + 1):
+            # All chance in a step comes from its number: resuming needs no state of it, and N processes share
+            # out the windows that one would take.
+            rng = np.random.default_rng((seed, step))
+            starts = rng.integers(len(data['train']) - block_size, size=batch_size)[rank::world_size]
+            torch.manual_seed(rng.integers(2**32) + rank)  # for dropout
+            scale = min(step / warmup_iters, 1) * (1 - (step - 1) / max_iters)  # up, then straight down to 0
+            muon.param_groups[0]['lr'], adamw.param_groups[0]['lr'] = scale * matrix_lr, scale * learning_rate
+            with torch.autocast('cuda', torch.bfloat16, enabled=device == 'cuda'):
+                _, loss = net(*get_batch(data['train'], starts, vocab_size))
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in (muon, adamw):
+                optimizer.step()
+                optimizer.zero_grad()
+
+            evaluate, seconds = step % eval_interval == 0 or step == max_iters, time.perf_counter() - since
+            if rank > 0 or not evaluate and seconds < 3:
+                continue
+            pace, n = seconds / (step - since_step), len(data['val'])  # of train, as much as of val is evaluated
+            losses = {'batch': loss.item()} if not evaluate else {
+                split: estimate_loss(model, data[split][:n], vocab_size) for split in data}
+            print(f'step {step} of {max_iters}:', ', '.join(f'{name} loss {x:.4f}' for name, x in losses.items()),
+                  f'({pace * 1e3:.0f} ms a step, {batch_size * block_size / pace:,.0f} characters a second, '
+                  f'{pace * (max_iters - step):.0f} s left)', flush=True)
+            if not np.isfinite(sum(losses.values())):
+                sys.exit(f'the loss is not finite: lower learning_rate and matrix_lr; ckpt.pt is the last good one')
+            if evaluate:
+                if losses['val'] < ckpt['val_loss']:
+                    best = {name: p.clone() for name, p in model.state_dict().items()}
+                    ckpt |= {'model': best, 'step': step, 'val_loss': losses['val']}
+                ckpt['latest'] = {'step': step} | {name: part.state_dict() for name, part in parts.items()}
+                save(ckpt)
+            since, since_step = time.perf_counter(), step
+    except KeyboardInterrupt:
+        print(f'\nstopped; saved: step {ckpt["latest"]["step"]}; resume = True goes on from it', file=sys.stderr)
+        sys.exit(130)
+    if rank == 0:
+        print(f'best val loss {ckpt["val_loss"]:.4f}, in ckpt.pt. To see what it writes: python sample.py')
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+if __name__ == '__main__':
+    train()
