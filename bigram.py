@@ -10,7 +10,6 @@ learns a table of vocab_size x vocab_size numbers on the data that prepare.py ma
 The loop below is the loop that trains gpt.py too; only the model grows.
 """
 import json
-import os
 import sys
 
 import numpy as np
@@ -31,25 +30,27 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 # ---- data ----
 
 def load_data():
-    """What prepare.py made: the characters and, for each split, a read-only array of tokens left on disk."""
+    """What prepare.py made: the characters and, for each split, an array of tokens that stays on disk."""
     try:
         with open('meta.json') as f:
-            chars = json.load(f)['chars']
+            meta = json.load(f)
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
-    except FileNotFoundError as e:
-        sys.exit(f'{e.filename} not found: run python prepare.py first')
-    except (ValueError, KeyError, TypeError) as e:
-        sys.exit(f'train.bin, val.bin and meta.json are damaged ({e}): run python prepare.py again')
-    for split in data:
-        if len(data[split]) <= block_size:
-            sys.exit(f'{split}.bin has {len(data[split])} tokens and a window needs {block_size + 1}: '
-                     'set a smaller block_size, or run python prepare.py on a longer text')
-    return chars, data
+        tokens = {split: len(data[split]) for split in data}
+        if not isinstance(meta['chars'], str) or meta.get('tokens', tokens) != tokens:
+            raise ValueError('they are not of one text')
+    except Exception as e:  # whatever is wrong with the files, making them anew mends it
+        sys.exit(f'cannot use train.bin, val.bin and meta.json ({e!r:.200}): run python prepare.py')
+    if min(tokens.values()) <= block_size:
+        sys.exit(f'block_size = {block_size} does not fit into {tokens}: lower it, or prepare a longer text')
+    return meta['chars'], data
 
-def get_batch(data):
-    """Random windows of one split: inputs and, one character further on, targets, each (B, T)."""
-    ix = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # where each window starts, (B, 1)
-    windows = torch.from_numpy(data[ix + np.arange(block_size + 1)].astype(np.int64)).to(device)  # (B, T+1)
+def get_batch(data, vocab_size):
+    """Random windows of data: inputs and, one character on, targets, each (B, T)."""
+    starts = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # (B, 1)
+    windows = torch.from_numpy(data[starts + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
+    if windows.max() >= vocab_size:
+        sys.exit(f'token {windows.max()} in the data has no character in meta.json: run python prepare.py')
+    windows = windows.to(device)
     return windows[:, :-1], windows[:, 1:]
 
 # ---- model ----
@@ -82,30 +83,30 @@ class Bigram(nn.Module):
 
 @torch.no_grad()
 def estimate_loss(model, data):
-    """The mean loss on each split over eval_iters random batches."""
+    """The mean loss over eval_iters random batches of data."""
     model.eval()
-    losses = {split: np.mean([model(*get_batch(data[split]))[1].item() for _ in range(eval_iters)]) for split in data}
+    losses = [model(*get_batch(data, model.table.num_embeddings))[1].item() for _ in range(eval_iters)]
     model.train()
-    return losses
+    return np.mean(losses)
 
 def train():
+    """Train from scratch, print a sample and return the model."""
     chars, data = load_data()
     torch.manual_seed(seed)
     model = Bigram(len(chars)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    for step in range(max_iters + 1):
-        if step % eval_interval == 0 or step == max_iters:
-            losses = estimate_loss(model, data)
-            print(f'step {step}: train loss {losses["train"]:.4f}, val loss {losses["val"]:.4f}', flush=True)
-        if step == max_iters:
-            break
-        _, loss = model(*get_batch(data['train']))
+    for step in range(1, max_iters + 1):
+        _, loss = model(*get_batch(data['train'], len(chars)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    idx = model.generate(torch.zeros((1, 1), dtype=torch.long, device=device), max_new_tokens)  # begin anywhere
-    print(''.join(chars[i] for i in idx[0].tolist()))
+        if step % eval_interval == 0 or step == max_iters:
+            losses = {split: estimate_loss(model, data[split]) for split in data}
+            print(f'step {step}: train loss {losses["train"]:.4f}, val loss {losses["val"]:.4f}', flush=True)
+    idx = model.generate(torch.zeros((1, 1), dtype=torch.long, device=device), max_new_tokens)
+    print(''.join(chars[i] for i in idx[0]))
     return model
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
     train()

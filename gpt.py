@@ -32,6 +32,7 @@ n_embd = 384 if device == 'cuda' else 128  # channels: how many numbers describe
 dropout = 0.2 if device == 'cuda' else 0.0  # raise it when val loss stays far above train loss
 learning_rate = 1e-2  # AdamW's, for embeddings and norms
 matrix_lr = 3e-2  # Muon's, for the matrices in the blocks
+weight_decay = 0.1  # Muon's: each step shrinks the matrices by matrix_lr * weight_decay, against overfitting
 warmup_iters = 20  # steps in which the learning rates rise from 0
 seed = 1337  # the same seed on the same machine gives the same run
 resume = False  # True goes on from ckpt.pt, as if the run had never stopped
@@ -40,8 +41,7 @@ resume = False  # True goes on from ckpt.pt, as if the run had never stopped
 def load_data():
     """What prepare.py made: the characters and, for each split, an array of tokens that stays on disk."""
     try:
-        with open('meta.json') as f:
-            meta = json.load(f)
+        meta = json.loads(pathlib.Path('meta.json').read_text())
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
         tokens = {split: len(data[split]) for split in data}
         if not isinstance(meta['chars'], str) or meta.get('tokens', tokens) != tokens:
@@ -74,8 +74,7 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)
         self.mlp_proj = nn.Linear(4 * n_embd, n_embd, bias=False)
         self.dropout = nn.Dropout(dropout)
-        # Rotary positions, arxiv.org/abs/2104.09864: q and k turn, in pairs of channels, by angles that grow
-        # along the text, so that q @ k depends on how far apart two characters are.
+        # Rotary positions, arxiv.org/abs/2104.09864: pairs of channels turn, the further along the text.
         angle = torch.outer(torch.arange(block_size), 10000 ** -(torch.arange(0, D, 2) / D))  # (T, D/2)
         self.register_buffer('cos', angle.cos().repeat(1, 2)[:, None], persistent=False)  # (T, 1, D)
         self.register_buffer('sin', torch.cat((-angle.sin(), angle.sin()), dim=1)[:, None], persistent=False)
@@ -85,7 +84,7 @@ class Block(nn.Module):
         B, T, C = x.shape
         qk, v = self.c_attn(x).view(B, T, -1, C // self.n_head).split((2 * self.n_head, self.n_head), dim=2)
         qk = F.layer_norm(qk, qk.shape[-1:])  # QK-norm: attention can't saturate, arxiv.org/abs/2302.05442
-        qk = qk * self.cos[:T] + qk.roll(qk.shape[-1] // 2, dims=-1) * self.sin[:T]
+        qk = qk * self.cos[:T] + qk.roll(qk.shape[-1] // 2, dims=-1) * self.sin[:T]  # rotary
         q, k, v = (heads.transpose(1, 2) for heads in (*qk.chunk(2, dim=2), v))  # (B, H, T, D) each
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
@@ -96,8 +95,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         x = x + self.dropout(self.attn(self.ln_1(x)))
-        x = x + self.dropout(self.mlp(self.ln_2(x)))
-        return x
+        return x + self.dropout(self.mlp(self.ln_2(x)))
 
 class GPT(nn.Module):
     """Characters in; out, for each of them, the logits of the next."""
@@ -115,7 +113,7 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02 * (2 * n_layer) ** -0.5 if 'proj' in name else 0.02)
 
     def forward(self, idx, targets=None):
-        """Logits (B, T, V) of what follows each of idx (B, T), T <= block_size; their mean cross-entropy in nats."""
+        """Logits (B, T, V) of what follows each of idx (B, T), their mean cross-entropy with targets (B, T)."""
         x = self.dropout(self.wte(idx) + self.wpe.weight[:idx.shape[1]])  # (B, T, C)
         for block in self.blocks:
             x = block(x)
@@ -133,33 +131,23 @@ class Muon(torch.optim.Optimizer):
         squares = lambda matrix: [s for rows in matrix.split(n_embd) for s in rows.split(n_embd, dim=1)]
         grad = torch.stack([s for p in matrices for s in squares(p.grad)])  # (12 * n_layer, C, C)
         momentum = self.state[matrices[0]].setdefault('momentum', torch.zeros_like(grad)).lerp_(grad, 0.05)
-        X = grad.lerp(momentum, 0.95)  # Nesterov's
-        X = X / (1.01 * X.norm(dim=(1, 2), keepdim=True) + 1e-7)
-        # Three polynomials in a row draw every singular value of X towards 1: arxiv.org/abs/2505.16932
+        X = F.normalize(grad.lerp(momentum, 0.95), dim=(1, 2)) / 1.01  # Nesterov's; singular values below 1
+        # Three polynomials in a row draw them all towards 1 (Polar Express, arxiv.org/abs/2505.16932).
         for a, b, c in ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518)):
             A = X @ X.mT
             X = a * X + torch.baddbmm(A, A, A, beta=b, alpha=c) @ X
+        torch._foreach_mul_(matrices, 1 - lr * weight_decay)
         torch._foreach_add_([s for p in matrices for s in squares(p)], list(X), alpha=-lr)
 
 @torch.no_grad()
-def estimate_loss(model, data, vocab_size):
-    """The mean loss over all of data, in windows side by side: no chance in it."""
-    starts = np.arange(0, len(data) - block_size, block_size)
+def estimate_loss(model, data, split):
+    """The mean loss over all of val, in windows side by side, or over as much of train: no chance in it."""
+    starts = np.arange(0, min(map(len, data.values())) - block_size, block_size)
     model.eval()
-    total = sum(model(*get_batch(data, batch, vocab_size))[1].item() * len(batch)
+    total = sum(model(*get_batch(data[split], batch, model.wte.num_embeddings))[1].item() * len(batch)
                 for batch in np.array_split(starts, len(starts) // batch_size + 1))
     model.train()
     return total / len(starts)
-
-def save(ckpt):
-    """Write ckpt.pt beside its place and move it there in one step, so that there always is a whole one."""
-    buffer = io.BytesIO()
-    torch.save(ckpt, buffer)
-    try:
-        pathlib.Path('ckpt.pt.tmp').write_bytes(buffer.getbuffer())
-        os.replace('ckpt.pt.tmp', 'ckpt.pt')
-    except OSError as e:
-        sys.exit(f'cannot write ckpt.pt ({e}): make room, set resume = True and run again')
 
 def train():
     """Train from scratch or from ckpt.pt on; under torchrun, as one of world_size processes."""
@@ -169,7 +157,8 @@ def train():
     if batch_size % world_size:
         sys.exit(f'batch_size = {batch_size} is not divisible among {world_size} processes: change one')
     chars, data = load_data()
-    vocab_size = len(chars)
+    config = {k: v for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, str))}
+    config['vocab_size'] = vocab_size = len(chars)
     if device == 'cuda':
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     torch.set_float32_matmul_precision('medium')  # float32 products on the fastest units the machine has
@@ -179,8 +168,7 @@ def train():
     others = [model.wte.weight, model.wpe.weight] + [p for p in model.parameters() if p.ndim == 1]
     adamw = torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     parts = {'model': model, 'muon': muon, 'adamw': adamw}
-    config = {k: v for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, str))}
-    ckpt = {'config': config | {'vocab_size': vocab_size}, 'chars': chars, 'val_loss': np.inf, 'latest': {'step': 0}}
+    ckpt = {'config': config, 'chars': chars, 'val_loss': np.inf, 'latest': {'step': 0}}
     if resume:
         try:
             old = torch.load('ckpt.pt', map_location=device, weights_only=True)
@@ -195,50 +183,54 @@ def train():
     net = torch.compile(model) if device == 'cuda' else model
     if world_size > 1:
         torch.distributed.init_process_group('nccl' if device == 'cuda' else 'gloo')
-        net = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)  # gradients become their mean
     if rank == 0:
         print(f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {device}, '
               f'{batch_size * block_size:,} characters in a batch', flush=True)
 
-    since, since_step = time.perf_counter(), ckpt['latest']['step']
+    saved, since_step, since = ckpt['latest']['step'], ckpt['latest']['step'], time.perf_counter()
     try:
-        for step in range(since_step + 1, max_iters + 1):
-            # All chance in a step comes from its number: resuming needs no state of it, and N processes share
-            # out the windows that one would take.
+        for step in range(saved + 1, max_iters + 1):
+            # All chance comes from the step's number: resuming needs no state, N processes share one batch.
             rng = np.random.default_rng((seed, step))
             starts = rng.integers(len(data['train']) - block_size, size=batch_size)[rank::world_size]
             torch.manual_seed(rng.integers(2**32) + rank)  # for dropout
-            scale = min(step / warmup_iters, 1) * (1 - (step - 1) / max_iters)  # up, then straight down to 0
-            muon.param_groups[0]['lr'], adamw.param_groups[0]['lr'] = scale * matrix_lr, scale * learning_rate
             with torch.autocast('cuda', torch.bfloat16, enabled=device == 'cuda'):
                 _, loss = net(*get_batch(data['train'], starts, vocab_size))
             loss.backward()
+            if world_size > 1:  # every process goes on with the mean of all gradients
+                for p in model.parameters():
+                    torch.distributed.all_reduce(p.grad.div_(world_size))
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in (muon, adamw):
+            scale = min(step / warmup_iters, 1) * (1 - (step - 1) / max_iters)  # up, then straight down to 0
+            for optimizer, lr in ((muon, matrix_lr), (adamw, learning_rate)):
+                optimizer.param_groups[0]['lr'] = scale * lr
                 optimizer.step()
                 optimizer.zero_grad()
 
             evaluate, seconds = step % eval_interval == 0 or step == max_iters, time.perf_counter() - since
             if rank > 0 or not evaluate and seconds < 3:
                 continue
-            pace, n = seconds / (step - since_step), len(data['val'])  # of train, as much as of val is evaluated
-            losses = {'batch': loss.item()} if not evaluate else {
-                split: estimate_loss(model, data[split][:n], vocab_size) for split in data}
-            print(f'step {step} of {max_iters}:', ', '.join(f'{name} loss {x:.4f}' for name, x in losses.items()),
-                  f'({pace * 1e3:.0f} ms a step, {batch_size * block_size / pace:,.0f} characters a second, '
-                  f'{pace * (max_iters - step):.0f} s left)', flush=True)
+            losses = {k: estimate_loss(model, data, k) for k in data} if evaluate else {'batch': loss.item()}
             if not np.isfinite(sum(losses.values())):
-                sys.exit(f'the loss is not finite: lower learning_rate and matrix_lr; ckpt.pt is the last good one')
+                sys.exit(f'the loss is not finite in step {step}: lower learning_rate and matrix_lr')
             if evaluate:
                 if losses['val'] < ckpt['val_loss']:
                     best = {name: p.clone() for name, p in model.state_dict().items()}
                     ckpt |= {'model': best, 'step': step, 'val_loss': losses['val']}
                 ckpt['latest'] = {'step': step} | {name: part.state_dict() for name, part in parts.items()}
-                save(ckpt)
+                torch.save(ckpt, buffer := io.BytesIO())
+                pathlib.Path('ckpt.pt.tmp').write_bytes(buffer.getbuffer())
+                os.replace('ckpt.pt.tmp', 'ckpt.pt')  # in one step: at any moment a whole ckpt.pt is there
+                saved = step
+            pace = seconds / (step - since_step)
+            print(f'step {step} of {max_iters}:', ', '.join(f'{k} loss {v:.4f}' for k, v in losses.items()),
+                  f'({pace * 1e3:.0f} ms a step, {batch_size * block_size / pace:,.0f} characters a second, '
+                  f'{pace * (max_iters - step):.0f} s left)', flush=True)
             since, since_step = time.perf_counter(), step
-    except KeyboardInterrupt:
-        print(f'\nstopped; saved: step {ckpt["latest"]["step"]}; resume = True goes on from it', file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, OSError) as e:  # an OSError, when the disk is full
+        print(f'stopped in step {step} by {e!r};', f'saved in ckpt.pt: step {saved}; resume = True goes on from it'
+              if saved else 'nothing is saved yet', file=sys.stderr)
+        sys.exit(130 if isinstance(e, KeyboardInterrupt) else 1)
     if rank == 0:
         print(f'best val loss {ckpt["val_loss"]:.4f}, in ckpt.pt. To see what it writes: python sample.py')
     if world_size > 1:
