@@ -30,10 +30,13 @@ n_layer = 6 if device == 'cuda' else 4  # blocks, one on top of the other
 n_head = 6 if device == 'cuda' else 2  # attention heads in a block
 n_embd = 384 if device == 'cuda' else 128  # channels: how many numbers describe a character
 dropout = 0.2 if device == 'cuda' else 0.0  # raise it when val loss stays far above train loss
-learning_rate = 1e-2  # AdamW's, for embeddings and norms
-matrix_lr = 3e-2  # Muon's, for the matrices in the blocks
-weight_decay = 0.1  # Muon's: each step shrinks the matrices by matrix_lr * weight_decay, against overfitting
+learning_rate = 1e-2  # for embeddings and norms, which AdamW trains
+matrix_lr = 3e-2  # for the matrices in the blocks, which Muon trains
+weight_decay = 0.1  # each step shrinks the matrices by matrix_lr * weight_decay, against overfitting
 warmup_iters = 20  # steps in which the learning rates rise from 0
+muon = True  # False gives the matrices to AdamW, which wants a matrix_lr of about 2e-3
+rotary = 1.0  # how fast q and k turn with their position; at 0.0 they don't
+qk_norm = True  # False leaves q and k as long as they are
 seed = 1337  # the same seed on the same machine gives the same run
 resume = False  # True goes on from ckpt.pt, as if the run had never stopped
 
@@ -66,7 +69,7 @@ class Block(nn.Module):
     """Communication between characters, then computation on each; both add to what is there."""
     def __init__(self):
         super().__init__()
-        self.n_head, D = n_head, n_embd // n_head
+        self.n_head, self.qk_norm, D = n_head, qk_norm, n_embd // n_head
         self.ln_1 = nn.LayerNorm(n_embd, bias=False)
         self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)  # queries, keys and values in one product
         self.attn_proj = nn.Linear(n_embd, n_embd, bias=False)
@@ -75,7 +78,7 @@ class Block(nn.Module):
         self.mlp_proj = nn.Linear(4 * n_embd, n_embd, bias=False)
         self.dropout = nn.Dropout(dropout)
         # Rotary positions, arxiv.org/abs/2104.09864: pairs of channels turn, the further along the text.
-        angle = torch.outer(torch.arange(block_size), 10000 ** -(torch.arange(0, D, 2) / D))  # (T, D/2)
+        angle = torch.outer(rotary * torch.arange(block_size), 10000 ** -(torch.arange(0, D, 2) / D))
         self.register_buffer('cos', angle.cos().repeat(1, 2)[:, None], persistent=False)  # (T, 1, D)
         self.register_buffer('sin', torch.cat((-angle.sin(), angle.sin()), dim=1)[:, None], persistent=False)
 
@@ -83,19 +86,15 @@ class Block(nn.Module):
         """Each character asks those up to itself, and takes in what the ones that match have to say."""
         B, T, C = x.shape
         qk, v = self.c_attn(x).view(B, T, -1, C // self.n_head).split((2 * self.n_head, self.n_head), dim=2)
-        qk = F.layer_norm(qk, qk.shape[-1:])  # QK-norm: attention can't saturate, arxiv.org/abs/2302.05442
+        qk = F.layer_norm(qk, qk.shape[-1:]) if self.qk_norm else qk  # arxiv.org/abs/2302.05442
         qk = qk * self.cos[:T] + qk.roll(qk.shape[-1] // 2, dims=-1) * self.sin[:T]  # rotary
         q, k, v = (heads.transpose(1, 2) for heads in (*qk.chunk(2, dim=2), v))  # (B, H, T, D) each
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
 
-    def mlp(self, x):
-        """Each character thinks over, on its own, what it has taken in."""
-        return self.mlp_proj(F.gelu(self.c_fc(x)))  # (B, T, C) to (B, T, 4C) and back
-
     def forward(self, x):
         x = x + self.dropout(self.attn(self.ln_1(x)))
-        return x + self.dropout(self.mlp(self.ln_2(x)))
+        return x + self.dropout(self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)))))
 
 class GPT(nn.Module):
     """Characters in; out, for each of them, the logits of the next."""
@@ -113,7 +112,7 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02 * (2 * n_layer) ** -0.5 if 'proj' in name else 0.02)
 
     def forward(self, idx, targets=None):
-        """Logits (B, T, V) of what follows each of idx (B, T), their mean cross-entropy with targets (B, T)."""
+        """Logits (B, T, V) for what follows each of idx (B, T); the mean cross-entropy to targets (B, T)."""
         x = self.dropout(self.wte(idx) + self.wpe.weight[:idx.shape[1]])  # (B, T, C)
         for block in self.blocks:
             x = block(x)
@@ -141,8 +140,8 @@ class Muon(torch.optim.Optimizer):
 
 @torch.no_grad()
 def estimate_loss(model, data, split):
-    """The mean loss over all of val, in windows side by side, or over as much of train: no chance in it."""
-    starts = np.arange(0, min(map(len, data.values())) - block_size, block_size)
+    """The mean loss in windows side by side over all of val or as much of train, 2**20 characters at most."""
+    starts = np.arange(0, min(2**20, *map(len, data.values())) - block_size, block_size)
     model.eval()
     total = sum(model(*get_batch(data[split], batch, model.wte.num_embeddings))[1].item() * len(batch)
                 for batch in np.array_split(starts, len(starts) // batch_size + 1))
@@ -164,10 +163,11 @@ def train():
     torch.set_float32_matmul_precision('medium')  # float32 products on the fastest units the machine has
     torch.manual_seed(seed)
     model = GPT(vocab_size).to(device)
-    muon = Muon([p for p in model.blocks.parameters() if p.ndim == 2], {'lr': matrix_lr})
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [model.wte.weight, model.wpe.weight] + [p for p in model.parameters() if p.ndim == 1]
-    adamw = torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    parts = {'model': model, 'muon': muon, 'adamw': adamw}
+    adamw = lambda params, decay: torch.optim.AdamW(params, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+    parts = {'model': model, 'others': adamw(others, 0.0),
+             'matrices': Muon(matrices, {}) if muon else adamw(matrices, weight_decay)}
     ckpt = {'config': config, 'chars': chars, 'val_loss': np.inf, 'latest': {'step': 0}}
     if resume:
         try:
@@ -202,7 +202,7 @@ def train():
                     torch.distributed.all_reduce(p.grad.div_(world_size))
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scale = min(step / warmup_iters, 1) * (1 - (step - 1) / max_iters)  # up, then straight down to 0
-            for optimizer, lr in ((muon, matrix_lr), (adamw, learning_rate)):
+            for optimizer, lr in ((parts['matrices'], matrix_lr), (parts['others'], learning_rate)):
                 optimizer.param_groups[0]['lr'] = scale * lr
                 optimizer.step()
                 optimizer.zero_grad()
@@ -228,7 +228,7 @@ def train():
                   f'{pace * (max_iters - step):.0f} s left)', flush=True)
             since, since_step = time.perf_counter(), step
     except (KeyboardInterrupt, OSError) as e:  # an OSError, when the disk is full
-        print(f'stopped in step {step} by {e!r};', f'saved in ckpt.pt: step {saved}; resume = True goes on from it'
+        print(f'stopped in step {step} by {e!r};', f'ckpt.pt has step {saved}: resume = True goes on from it'
               if saved else 'nothing is saved yet', file=sys.stderr)
         sys.exit(130 if isinstance(e, KeyboardInterrupt) else 1)
     if rank == 0:

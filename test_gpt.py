@@ -102,7 +102,7 @@ def test_the_first_nine_tenths_train(tiny):
 
 def test_prepare_tells_what_is_wrong_with_a_text(tmp_path):
     many = ''.join(map(chr, [*range(0xD800), *range(0xE000, 0x14000)])).encode()
-    cases = {'empty': (b'', 'too few'), 'one': (b'x', 'too few'), 'latin1': (b'caf\xe9 noir', 'not UTF-8', 'byte 3'),
+    cases = {'empty': (b'', '2 or more'), 'one': (b'x', '2 or more'), 'latin1': (b'caf\xe9 noir', 'not UTF-8', 'byte 3'),
              'cut': (b'caf\xc3', 'not UTF-8', 'byte 3'), 'surrogate': (b'a\xed\xa0\x80', 'not UTF-8', 'byte 1'),
              'many': (many, '65,536'), 'folder': (None, 'input.txt')}
     for name, (content, *words) in cases.items():
@@ -203,8 +203,8 @@ def test_every_target_is_the_input_moved_by_one(data, script):
         assert ''.join(chars[i] for i in [*window, target[-1]]) in text
 
 def test_the_trained_bigram_is_the_best_by_counting(data, monkeypatch):
-    monkeypatch.setattr(bigram, 'max_iters', 300)
-    monkeypatch.setattr(bigram, 'eval_interval', 300)
+    monkeypatch.setattr(bigram, 'max_iters', 400)
+    monkeypatch.setattr(bigram, 'eval_interval', 400)
     monkeypatch.setattr(bigram, 'eval_iters', 1)
     chars, train, _ = read_data()
     counts = np.zeros((len(chars), len(chars)))
@@ -212,7 +212,7 @@ def test_the_trained_bigram_is_the_best_by_counting(data, monkeypatch):
     best = np.maximum(counts, 1e-9) / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     learned = bigram.train().table.weight.detach().log_softmax(dim=1).numpy()
     loss_of = lambda log_probs: -(counts * log_probs)[counts > 0].sum() / counts.sum()
-    assert loss_of(np.log(best)) <= loss_of(learned) < loss_of(np.log(best)) + 0.01
+    assert loss_of(np.log(best)) <= loss_of(learned) < loss_of(np.log(best)) + 0.02
 
 def test_the_model_can_learn_one_batch_by_heart(tiny):
     model = gpt.GPT(20)
