@@ -6,9 +6,8 @@
 
     python prepare.py
 
-brings Tiny Shakespeare if there is no input.txt; any other text in UTF-8 will do, of any size, since it goes
-through memory in chunks: once to see which characters there are, once to encode them. It leaves train.bin and
-val.bin, with a uint16 token for each character, and meta.json, with the characters.
+downloads Tiny Shakespeare if there is no input.txt (any UTF-8 text of any size will do) and leaves train.bin
+and val.bin, with a uint16 token for each character, and meta.json, with the characters.
 """
 import codecs
 import hashlib
@@ -22,13 +21,13 @@ import urllib.request
 import numpy as np
 
 url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
-sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of what lies there
+sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of that file
 timeout = 10  # seconds to wait for an answer
 train_share = 0.9  # of the characters; those after it validate
 chunk_size = 1 << 22  # bytes in memory at a time
 
 def open_text():
-    """input.txt as a binary file, downloaded if need be; if that can't be, the Python language reference."""
+    """input.txt as a binary file, downloaded if need be; failing that, the Python language reference."""
     if not os.path.exists('input.txt'):
         try:
             text = urllib.request.urlopen(url, timeout=timeout).read()
@@ -38,26 +37,24 @@ def open_text():
             from pydoc_data.topics import topics
             return io.BytesIO('\n'.join(topics.values()).encode())
         if hashlib.sha256(text).hexdigest() != sha256:
-            sys.exit(f'not used, for its sha256 is wrong: {url}; put any text at input.txt and run again')
+            sys.exit(f'{url} has the wrong sha256 and is not used: put any text at input.txt')
         pathlib.Path('input.txt.tmp').write_bytes(text)
         os.replace('input.txt.tmp', 'input.txt')
     return open('input.txt', 'rb')
 
 def code_points(file):
-    """Yield the whole of a UTF-8 file as arrays of Unicode code points, one for each chunk."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    offset = file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)  # a byte order mark is not text
-    decoder = codecs.getincrementaldecoder('utf-8')()  # keeps a character that the end of a chunk cuts in two
+    """Yield a UTF-8 file as arrays of code points, one for each chunk, without a byte order mark."""
+    size, offset = file.seek(0, io.SEEK_END), file.seek(0)  # seek returns the place
+    decoder = codecs.getincrementaldecoder('utf-8-sig')()  # keeps a character that a chunk's end cuts
     while chunk := file.read(chunk_size):
         try:
             text = decoder.decode(chunk, final=offset + len(chunk) >= size)
         except UnicodeDecodeError as e:
-            place = offset - len(decoder.getstate()[0]) + e.start
+            place = offset + len(chunk) - len(e.object) + e.start
             sys.exit(f'input.txt is not UTF-8 at byte {place}: save it as UTF-8 and run this again')
         offset += len(chunk)
         if size > chunk_size:
-            print(f'\r{offset / 1e6:,.0f} of {size / 1e6:,.0f} MB', end='', file=sys.stderr, flush=True)
+            print(f'{offset / 1e6:,.0f} of {size / 1e6:,.0f} MB', end='\r', file=sys.stderr, flush=True)
         yield np.frombuffer(text.encode('utf-32-le'), '<u4')
 
 def prepare():
