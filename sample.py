@@ -124,8 +124,7 @@ def main():
         if not fine:
             sys.exit(f'{name} = {globals()[name]!r} is out of range: see the comment beside it')
     model = load_model()
-    torch.set_float32_matmul_precision('medium')
-    torch.backends.mkldnn.enabled = model.wte.shape[1] >= 256  # oneDNN starts slowly: it pays on wide models
+    torch.backends.mkldnn.enabled = False  # oneDNN prepares for each new shape, and the cache has many
     try:
         text = open(start[5:], newline='', encoding='utf-8-sig').read() if start[:5] == 'FILE:' else start
     except (OSError, ValueError) as e:
