@@ -171,7 +171,7 @@ def train():
     ckpt = {'config': config, 'chars': chars, 'val_loss': np.inf, 'latest': {'step': 0}}
     if resume:
         try:
-            old = torch.load('ckpt.pt', map_location=device, weights_only=True)
+            old = dict(torch.load('ckpt.pt', map_location=device, weights_only=True))
             assert chars == old['chars'], 'it has learned other characters than those in meta.json'
             for name in ('block_size', 'n_layer', 'n_head', 'n_embd', 'muon', 'rotary', 'qk_norm'):
                 assert config[name] == old['config'][name], f'it has {name} = {old["config"][name]}'

@@ -73,7 +73,7 @@ class Model:
 
 def load_model():
     try:
-        return Model(torch.load('ckpt.pt', map_location=device, weights_only=True))
+        return Model(dict(torch.load('ckpt.pt', map_location=device, weights_only=True)))
     except Exception as e:  # whatever is wrong with it, or none there
         sys.exit(f'cannot use ckpt.pt ({type(e).__name__}): run python gpt.py to make one')
 

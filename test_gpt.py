@@ -374,7 +374,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line_and_does_not_run(data, monkeyp
     monkeypatch.setattr(gpt, 'resume', True)
     wrecks = [whole[:n] for n in [0, 1, 100, *random.Random(0).sample(range(len(whole)), 30), len(whole) - 1]]
     other_version = {'model': {}, 'config': {}, 'chars': 'ab', 'latest': {}}
-    for wreck in [*wrecks, {'model': Hostile()}, [1, 2], {}, other_version]:
+    for wreck in [*wrecks, {'model': Hostile()}, [1, 2], torch.zeros(3), {}, other_version]:
         if isinstance(wreck, bytes):
             pathlib.Path('ckpt.pt').write_bytes(wreck)
         else:
