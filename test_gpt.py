@@ -212,9 +212,8 @@ def test_every_target_is_the_input_moved_by_one(data, script):
         assert ''.join(chars[i] for i in [*window, target[-1]]) in text
 
 def test_the_trained_bigram_is_the_best_by_counting(data, monkeypatch):
-    monkeypatch.setattr(bigram, 'max_iters', 400)
-    monkeypatch.setattr(bigram, 'eval_interval', 400)
-    monkeypatch.setattr(bigram, 'eval_iters', 1)
+    for name, value in dict(max_iters=400, eval_interval=400, eval_iters=1, learning_rate=0.1).items():
+        monkeypatch.setattr(bigram, name, value)
     chars, train, _ = read_data()
     counts = np.zeros((len(chars), len(chars)))
     np.add.at(counts, (train[:-1], train[1:]), 1)
