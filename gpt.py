@@ -140,8 +140,8 @@ class Muon(torch.optim.Optimizer):
 
 @torch.no_grad()
 def estimate_loss(model, data, split):
-    """The mean loss over all of val, or as much of train, in adjacent windows (at most 2**20 characters)."""
-    starts = np.arange(0, min(2**20, len(data['train']), len(data['val'])) - block_size, block_size)
+    """The mean loss over all of val, or as much of train, in adjacent windows (at most 2**18 characters)."""
+    starts = np.arange(0, min(2**18, len(data['train']), len(data['val'])) - block_size, block_size)
     model.eval()
     total = sum(model(*get_batch(data[split], batch, model.wte.num_embeddings))[1].item() * len(batch)
                 for batch in np.array_split(starts, -(-len(starts) // batch_size)))
