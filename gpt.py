@@ -179,7 +179,7 @@ def train():
                 parts[name].load_state_dict(old['latest'][name])
             ckpt |= {name: old[name] for name in ('model', 'step', 'val_loss', 'latest')}
         except Exception as e:  # whatever is wrong with it
-            sys.exit(f'cannot resume from ckpt.pt ({e!r:.200}): mend it, or set resume = False')
+            sys.exit(f'cannot resume from ckpt.pt ({e!r:.200}): mend it, or set resume = False to replace it')
     net = torch.compile(model) if device == 'cuda' else model
     if world_size > 1:
         torch.distributed.init_process_group('nccl' if device == 'cuda' else 'gloo')
