@@ -129,26 +129,28 @@ def main():
         text = open(start[5:], newline='', encoding='utf-8-sig').read() if start[:5] == 'FILE:' else start
     except (OSError, ValueError) as e:
         sys.exit(f'cannot read start = {start!r} ({e}): name a text file in UTF-8')
-    for i, char in enumerate(text):
-        if char not in model.chars:
-            sys.exit(f'start has {char!r} at character {i + 1}, which the model has never seen: leave it out')
-    tokens = [model.chars.find(char) for char in text or '\n']  # no text: as after the end of a line
-    idx = torch.tensor([tokens], device=device).clamp(min=0)  # (1, T)
+    tokens = [model.chars.find(char) for char in text]
+    if -1 in tokens:
+        i = tokens.index(-1)
+        sys.exit(f'start has {text[i]!r} at character {i + 1}, which the model has never seen: leave it out')
+    idx = torch.tensor([tokens or [max(0, model.chars.find('\n'))]], device=device)  # no text: after a line
     colour = sys.stdout.isatty() and not os.environ.get('NO_COLOR')
     if show == 'attention' and colour:
         print_attention(model, idx[:, -model.block_size:])
     torch.manual_seed(seed)
-    samples = [text] * num_samples
-    print(text if num_samples == 1 else '', end='', flush=True)
+    written = [[text] * num_samples]  # the start of every sample, then its characters one by one
+    if num_samples == 1:
+        print(text, end='', flush=True)
     for token, logits in generate(model, idx.expand(num_samples, -1)):
         chars = [model.chars[i] for i in token.tolist()]
         if show == 'surprise' and colour:
             probs = logits.softmax(dim=-1).gather(1, token[:, None])[:, 0]
             chars = [f'\x1b[30;48;2;{min(255, int(510 - 510 * p))};{min(255, int(510 * p))};0m{char}\x1b[0m'
                      for char, p in zip(chars, probs.tolist())]  # on green if it was sure, on red if not
-        print(chars[0] if num_samples == 1 else '', end='', flush=True)
-        samples = [sample + char for sample, char in zip(samples, chars)]
-    print('' if num_samples == 1 else ('\n' + '-' * 40 + '\n').join(samples))
+        written.append(chars)
+        if num_samples == 1:
+            print(chars[0], end='', flush=True)
+    print('' if num_samples == 1 else ('\n' + '-' * 40 + '\n').join(map(''.join, zip(*written))))
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?

@@ -62,12 +62,16 @@ def in_parallel(cases):
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda case: case(), cases))
 
+def set_globals(monkeypatch, script, **globals):
+    """What edit() does, to a script that is imported here."""
+    for name, value in globals.items():
+        monkeypatch.setattr(script, name, value)
+
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """An empty folder as the current one, and gpt.py with a model that trains in a moment."""
     monkeypatch.chdir(tmp_path)
-    for name, value in TINY.items():
-        monkeypatch.setattr(gpt, name, value)
+    set_globals(monkeypatch, gpt, **TINY)
     monkeypatch.setattr(bigram, 'device', 'cpu')
     monkeypatch.setattr(sample, 'device', 'cpu')
     torch.manual_seed(0)
@@ -172,8 +176,7 @@ def test_the_future_cannot_change_the_past(tiny):
 @pytest.mark.parametrize('shape', [dict(n_layer=4, n_head=2, n_embd=128),
                                    dict(n_layer=6, n_head=6, n_embd=384)])
 def test_before_training_every_character_is_as_likely(tiny, monkeypatch, shape):
-    for name, value in (shape | {'block_size': 256}).items():
-        monkeypatch.setattr(gpt, name, value)
+    set_globals(monkeypatch, gpt, block_size=256, **shape)
     idx = torch.randint(65, (4, 257))
     _, loss = gpt.GPT(65)(idx[:, :-1], idx[:, 1:])
     assert loss.item() == pytest.approx(np.log(65), rel=0.05)
@@ -212,8 +215,7 @@ def test_every_target_is_the_input_moved_by_one(data, script):
         assert ''.join(chars[i] for i in [*window, target[-1]]) in text
 
 def test_the_trained_bigram_is_the_best_by_counting(data, monkeypatch):
-    for name, value in dict(max_iters=400, eval_interval=400, eval_iters=1, learning_rate=0.1).items():
-        monkeypatch.setattr(bigram, name, value)
+    set_globals(monkeypatch, bigram, max_iters=400, eval_interval=400, eval_iters=1, learning_rate=0.1)
     chars, train, _ = read_data()
     counts = np.zeros((len(chars), len(chars)))
     np.add.at(counts, (train[:-1], train[1:]), 1)
@@ -237,9 +239,7 @@ def test_the_model_can_learn_one_batch_by_heart(tiny):
 
 def test_training_finds_what_only_attention_can(tiny, monkeypatch):
     """Each word of random letters stands twice: who looks back knows the second one, a bigram never does."""
-    edits = dict(block_size=32, n_embd=64, batch_size=32, max_iters=300, eval_interval=300)
-    for name, value in edits.items():
-        monkeypatch.setattr(gpt, name, value)
+    set_globals(monkeypatch, gpt, block_size=32, n_embd=64, batch_size=32, max_iters=300, eval_interval=300)
     words = (''.join(random.Random(i).choices('abcdefgh', k=8)) for i in range(2500))
     write_data(''.join(word + word for word in words))
     gpt.train()
@@ -442,8 +442,7 @@ def test_prefill_and_decode_give_the_logits_of_training(trained):
 def test_greedy_text_is_the_argmax_of_training_beyond_the_window_too(trained, monkeypatch, length):
     """Both see the same: the whole text until it outgrows block_size = 16, then its last 8, growing to 16."""
     model, run_model = trained
-    monkeypatch.setattr(sample, 'temperature', 0)
-    monkeypatch.setattr(sample, 'max_new_tokens', 40)
+    set_globals(monkeypatch, sample, temperature=0, max_new_tokens=40)
     idx = torch.randint(len(run_model.chars), (2, length))
     got = torch.stack([token for token, _ in sample.generate(run_model, idx)], dim=1)
     context = idx[:, -16:]
@@ -474,8 +473,7 @@ def test_sampling_chooses_among_what_it_may(monkeypatch):
 def test_the_start_may_be_a_file_long_or_nothing_and_the_seed_repeats_the_text(trained, capsys, monkeypatch):
     monkeypatch.setattr(sample, 'max_new_tokens', 30)
     def written(**globals):
-        for name, value in globals.items():
-            monkeypatch.setattr(sample, name, value)
+        set_globals(monkeypatch, sample, **globals)
         sample.main()
         return capsys.readouterr().out
     capsys.readouterr()
@@ -521,8 +519,7 @@ def test_sample_tells_what_is_wrong(trained, tmp_path):
              ({'temperature': -1}, ['temperature = -1']), ({'num_samples': 0}, ['num_samples = 0'])]
     for settings, words in cases:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as error:
-            for name, value in settings.items():
-                patch.setattr(sample, name, value)
+            set_globals(patch, sample, **settings)
             sample.main()
         assert all(word in str(error.value) for word in words) and '\n' not in str(error.value)
     assert_one_line(run('sample.py', tmp_path, top_k=0), 'top_k = 0')
