@@ -29,47 +29,46 @@ class Model:
     """The GPT of gpt.py as it runs: weights in, logits out, keys and values of the past in a cache."""
     def __init__(self, ckpt):
         w, config = ckpt['model'], ckpt['config']
-        self.chars, self.block_size, self.n_head = ckpt['chars'], config['block_size'], config['n_head']
-        self.qk_norm, self.D = config['qk_norm'], config['n_embd'] // config['n_head']  # D channels in a head
+        S, C, H = config['block_size'], config['n_embd'], config['n_head']
+        D = C // H  # channels in a head
+        self.chars, self.qk_norm, self.block_size, self.H, self.D = ckpt['chars'], config['qk_norm'], S, H, D
         self.wte, self.wpe, self.ln_f = w['wte.weight'], w['wpe.weight'], w['ln_f.weight']
-        layout = lambda p: p.T.contiguous() if p.ndim == 2 else p  # a CPU multiplies a row by this fastest
-        self.blocks = [[layout(w[f'blocks.{i}.{name}.weight']) for name in (
+        self.blocks = [[w[f'blocks.{i}.{name}.weight'] for name in (
             'ln_1', 'c_attn', 'attn_proj', 'ln_2', 'c_fc', 'mlp_proj')] for i in range(config['n_layer'])]
-        place, channel = torch.arange(self.block_size), torch.arange(0, self.D, 2)
-        angle = torch.outer(config['rotary'] * place, 10000 ** -(channel / self.D))  # (block_size, D/2)
-        self.cos = angle.cos().repeat(1, 2).to(device)  # (block_size, D)
-        self.sin = torch.cat((-angle.sin(), angle.sin()), dim=1).to(device)
+        for block in self.blocks:
+            # Rotary turns channels i and i + D/2 of q and k as one: side by side they are a complex number.
+            qk, v = block[1].split((2 * C, C))
+            block[1] = torch.cat((qk.view(-1, 2, D // 2, C).transpose(1, 2).reshape(2 * C, C), v))
+            block[:] = [p.T.contiguous() if p.ndim == 2 else p for p in block]  # fastest for a single x @ p
+        angle = torch.outer(config['rotary'] * torch.arange(S), 10000 ** -(torch.arange(0, D, 2) / D))
+        self.turn = torch.polar(torch.ones_like(angle), angle).to(device)  # (S, D/2)
+        self.mask = torch.full((S, S), -torch.inf, device=device).triu(1)  # none looks at what comes after it
 
     def new_cache(self, B):
-        """Room for the keys and values of B windows, in each block."""
-        return [torch.empty(2, B * self.n_head, self.block_size, self.D, device=device) for _ in self.blocks]
+        """Room in each block for the keys, as columns, and the values, as rows, of B windows."""
+        room = lambda *shape: torch.zeros(B * self.H, *shape, device=device)
+        return [(room(self.D, self.block_size), room(self.block_size, self.D)) for _ in self.blocks]
 
     def forward(self, idx, cache, pos=0):
         """Logits (B, T, V) for what follows each of idx (B, T), which stand from pos on in the window.
         A prompt at 0 is prefill: it fills the cache. One character after it is decode: the cache has all that
         it needs of the past. Leaves each block's attention weights in self.looks."""
         B, T = idx.shape
-        self.looks, turn = [], (self.cos[pos:pos + T], self.sin[pos:pos + T])
-        x = (self.wte[idx] + self.wpe[pos:pos + T]).view(B * T, -1)  # (B*T, C)
-        for (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj), kv in zip(self.blocks, cache):
-            qkv = (F.layer_norm(x, ln_1.shape, ln_1) @ c_attn).view(B, T, 3, self.n_head, self.D)
-            x = x + self.attn(qkv, *turn, kv, pos) @ attn_proj
-            x = x + F.gelu(F.layer_norm(x, ln_2.shape, ln_2) @ c_fc) @ mlp_proj
-        return F.linear(F.layer_norm(x, self.ln_f.shape, self.ln_f), self.wte).view(B, T, -1)
-
-    def attn(self, qkv, cos, sin, kv, pos):
-        """softmax(q @ k.T / sqrt(D)) @ v, with each character's q against all k up to its own: (B*T, C)."""
-        B, T, _, H, D = qkv.shape
-        qkv = qkv.permute(2, 0, 3, 1, 4).reshape(3, B * H, T, D)
-        qk = F.layer_norm(qkv[:2], (D,)) if self.qk_norm else qkv[:2]
-        q, k = qk * cos + qk.roll(D // 2, dims=-1) * sin  # (B*H, T, D) each
-        kv[0, :, pos:pos + T], kv[1, :, pos:pos + T] = k, qkv[2]
-        k, v = kv[:, :, :pos + T]  # (B*H, pos+T, D) each
-        att = q @ k.transpose(1, 2) / D ** 0.5  # (B*H, T, pos+T)
-        if T > 1:  # none looks at what comes after it
-            att = att.masked_fill(torch.ones(T, pos + T, device=device).triu(pos + 1) == 1, -torch.inf)
-        self.looks.append(att := att.softmax(dim=-1))
-        return (att @ v).view(B, H, T, D).transpose(1, 2).reshape(B * T, -1)
+        H, D, here = self.H, self.D, slice(pos, pos + T)
+        turn, mask, self.looks = self.turn[here], self.mask[here], []
+        x = (self.wte[idx] + self.wpe[here]).view(B * T, -1)  # (B*T, C)
+        for (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj), (keys, values) in zip(self.blocks, cache):
+            qkv = (torch.layer_norm(x, ln_1.shape, ln_1) @ c_attn).view(B, T, 3, H, D)
+            qkv = qkv.permute(2, 0, 3, 1, 4).reshape(3, B * H, T, D)
+            qk = torch.layer_norm(qkv[:2], (D,)) if self.qk_norm else qkv[:2]
+            q, k = (qk.view(torch.complex64) * turn).view(torch.float32)  # rotary: (B*H, T, D) each
+            keys[:, :, here], values[:, here] = k.mT, qkv[2]
+            att = (q @ keys).div_(D ** 0.5).add_(mask).softmax(dim=-1)  # (B*H, T, S)
+            self.looks.append(att)
+            y = (att @ values).view(B, H, T, D).transpose(1, 2).reshape(B * T, -1)  # (B*T, C)
+            x = x + y @ attn_proj
+            x = x + F.gelu(torch.layer_norm(x, ln_2.shape, ln_2) @ c_fc) @ mlp_proj
+        return F.linear(torch.layer_norm(x, self.ln_f.shape, self.ln_f), self.wte).view(B, T, -1)
 
 def load_model():
     try:
@@ -124,7 +123,8 @@ def main():
         if not fine:
             sys.exit(f'{name} = {globals()[name]!r} is out of range: see the comment beside it')
     model = load_model()
-    torch.backends.mkldnn.enabled = False  # oneDNN prepares for each new shape, and the cache has many
+    torch.set_float32_matmul_precision('medium')  # on a CPU this is oneDNN: fast, but 15 us to begin, so
+    torch.backends.mkldnn.enabled = num_samples * model.wte.shape[1] ** 2 > 2**17  # not for small products
     try:
         text = open(start[5:], newline='', encoding='utf-8-sig').read() if start[:5] == 'FILE:' else start
     except (OSError, ValueError) as e:
