@@ -41,12 +41,13 @@ class Model:
             block[1] = torch.cat((qk.view(-1, 2, D // 2, C).transpose(1, 2).reshape(2 * C, C), v))
             block[:] = [p.T.contiguous() if p.ndim == 2 else p for p in block]  # fastest for a single x @ p
         angle = torch.outer(config['rotary'] * torch.arange(S), 10000 ** -(torch.arange(0, D, 2) / D))
+        self.sqrt_D = torch.tensor(D ** 0.5)  # a number would be made a tensor in each call
         self.turn = torch.polar(torch.ones_like(angle), angle).to(device)  # (S, D/2)
         self.mask = torch.full((S, S), -torch.inf, device=device).triu(1)  # none looks at what comes after it
 
     def new_cache(self, B):
         """Room in each block for the keys, as columns, and the values, as rows, of B windows."""
-        room = lambda *shape: torch.zeros(B * self.H, *shape, device=device)
+        room = lambda *shape: torch.zeros(B, self.H, *shape, device=device)
         return [(room(self.D, self.block_size), room(self.block_size, self.D)) for _ in self.blocks]
 
     def forward(self, idx, cache, pos=0):
@@ -58,15 +59,14 @@ class Model:
         turn, mask, self.looks = self.turn[here], self.mask[here], []
         x = (self.wte[idx] + self.wpe[here]).view(B * T, -1)  # (B*T, C)
         for (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj), (keys, values) in zip(self.blocks, cache):
-            qkv = (torch.layer_norm(x, ln_1.shape, ln_1) @ c_attn).view(B, T, 3, H, D)
-            qkv = qkv.permute(2, 0, 3, 1, 4).reshape(3, B * H, T, D)
+            qkv = torch.layer_norm(x, ln_1.shape, ln_1) @ c_attn  # (B*T, 3*C)
+            qkv = qkv.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
             qk = torch.layer_norm(qkv[:2], (D,)) if self.qk_norm else qkv[:2]
-            q, k = (qk.view(torch.complex64) * turn).view(torch.float32)  # rotary: (B*H, T, D) each
-            keys[:, :, here], values[:, here] = k.mT, qkv[2]
-            att = (q @ keys).div_(D ** 0.5).add_(mask).softmax(dim=-1)  # (B*H, T, S)
+            q, k = (qk.view(torch.complex64) * turn).view(torch.float32)  # rotary: (B, H, T, D) each
+            keys[..., here], values[:, :, here] = k.mT, qkv[2]
+            att = (q @ keys).div_(self.sqrt_D).add_(mask).softmax(dim=-1)  # (B, H, T, S)
             self.looks.append(att)
-            y = (att @ values).view(B, H, T, D).transpose(1, 2).reshape(B * T, -1)  # (B*T, C)
-            x = x + y @ attn_proj
+            x = x + (att @ values).transpose(1, 2).reshape(B * T, -1) @ attn_proj  # heads side by side
             x = x + F.gelu(torch.layer_norm(x, ln_2.shape, ln_2) @ c_fc) @ mlp_proj
         return F.linear(torch.layer_norm(x, self.ln_f.shape, self.ln_f), self.wte).view(B, T, -1)
 
@@ -93,24 +93,21 @@ def generate(model, idx):
     """Continue idx (B, T): yields, max_new_tokens times, tokens (B,) and the logits (B, V) they are from.
     When the window is full, its last half moves to the front and is prefilled again: a character costs the
     same however long the text is, and once the window has been full, sees half of one at least."""
-    window, cache = idx[:, -model.block_size:], model.new_cache(len(idx))
-    new, pos = window, 0  # prefill
+    window, pos, cache = idx[:, -model.block_size:], 0, model.new_cache(len(idx))  # prefill
     for _ in range(max_new_tokens):
-        logits = model.forward(new, cache, pos)[:, -1]  # (B, V)
+        logits = model.forward(window[:, pos:], cache, pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits
-        window = torch.cat((window, token[:, None]), dim=1)
-        new, pos = token[:, None], window.shape[1] - 1  # decode
+        window, pos = torch.cat((window, token[:, None]), dim=1), window.shape[1]  # decode
         if pos == model.block_size:
-            new = window = window[:, -max(1, model.block_size // 2):]
-            pos = 0  # prefill
+            window, pos = window[:, -max(1, pos // 2):], 0  # prefill
 
 def print_attention(model, idx):
     """For each block and head the text idx (1, T), the brighter the more its last character looks there."""
     model.forward(idx, model.new_cache(1))
     text = [model.chars[i] if model.chars[i].isprintable() else ' ' for i in idx[0]]
     for i, att in enumerate(model.looks):
-        for h, weights in enumerate(att[:, -1]):  # (T,)
+        for h, weights in enumerate(att[0, :, -1]):  # (T,)
             greys = (232 + 23 * weights / weights.max()).int().tolist()  # a terminal's greys, dark to bright
             cells = [f'\x1b[38;5;{252 if g < 244 else 16};48;5;{g}m{char}' for char, g in zip(text, greys)]
             print(f'block {i + 1} head {h + 1} ', *cells, '\x1b[0m', sep='')
@@ -122,9 +119,12 @@ def main():
                        ('num_samples', num_samples >= 1), ('show', show in ('', 'surprise', 'attention'))):
         if not fine:
             sys.exit(f'{name} = {globals()[name]!r} is out of range: see the comment beside it')
+    torch.empty(2**23 - 2**14)  # to free 32 MB once makes glibc reuse memory (man mallopt)
     model = load_model()
-    torch.set_float32_matmul_precision('medium')  # on a CPU this is oneDNN: fast, but 15 us to begin, so
-    torch.backends.mkldnn.enabled = num_samples * model.wte.shape[1] ** 2 > 2**17  # not for small products
+    torch.set_float32_matmul_precision('medium')  # on a CPU, products by oneDNN
+    if num_samples * model.wte.shape[1] ** 2 <= 2**17:  # over before oneDNN or a second thread has begun
+        torch.backends.mkldnn.enabled = False
+        torch.set_num_threads(1)
     try:
         text = open(start[5:], newline='', encoding='utf-8-sig').read() if start[:5] == 'FILE:' else start
     except (OSError, ValueError) as e:

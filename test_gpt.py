@@ -421,6 +421,7 @@ def test_gpt_and_bigram_tell_what_is_wrong_with_the_settings(data):
 def trained(data):
     """A checkpoint that was trained a little: gpt.py's model of it, and sample.py's."""
     gpt.train()
+    torch.set_float32_matmul_precision('highest')  # train() has lowered it, which on some CPUs means bfloat16
     ckpt = torch.load('ckpt.pt', weights_only=True)
     model = gpt.GPT(len(ckpt['chars'])).eval()
     model.load_state_dict(ckpt['model'])
