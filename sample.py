@@ -21,7 +21,7 @@ temperature = 0.8  # below 1 the likely gets likelier, above 1 less so; 0 always
 top_k = 200  # choose among this many of the likeliest characters
 top_p = 1.0  # choose among the likeliest that together reach this probability
 seed = 1337  # the same seed gives the same text on the same machine
-show = ''  # 'surprise' colours each character by its probability, 'attention' shows where the heads look
+show = ''  # in a terminal: 'surprise' colours by probability, 'attention' shows where start's end looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # ---- model ----
@@ -32,14 +32,14 @@ class Model:
         S, C, H = config['block_size'], config['n_embd'], config['n_head']
         D = C // H  # channels in a head
         self.chars, self.qk_norm, self.block_size, self.H, self.D = ckpt['chars'], config['qk_norm'], S, H, D
-        self.wte, self.wpe, self.ln_f = w['wte.weight'], w['wpe.weight'], w['ln_f.weight']
+        self.wte, self.wpe, self.ln_f = w['wte.weight'], w['wpe.weight'], w['ln_f.weight']  # wte: tied
         self.blocks = [[w[f'blocks.{i}.{name}.weight'] for name in (
             'ln_1', 'c_attn', 'attn_proj', 'ln_2', 'c_fc', 'mlp_proj')] for i in range(config['n_layer'])]
         for block in self.blocks:
-            # Rotary turns channels i and i + D/2 of q and k as one: side by side they are a complex number.
+            # Rotary turns channels i and i + D/2 of q and k as one complex number: here they move together.
             qk, v = block[1].split((2 * C, C))
             block[1] = torch.cat((qk.view(-1, 2, D // 2, C).transpose(1, 2).reshape(2 * C, C), v))
-            block[:] = [p.T.contiguous() if p.ndim == 2 else p for p in block]  # fastest for a single x @ p
+            block[:] = [p.T.contiguous() if p.ndim == 2 else p for p in block]  # fastest where x has one row
         angle = torch.outer(config['rotary'] * torch.arange(S), 10000 ** -(torch.arange(0, D, 2) / D))
         self.sqrt_D = torch.tensor(D ** 0.5)  # a number would be made a tensor in each call
         self.turn = torch.polar(torch.ones_like(angle), angle).to(device)  # (S, D/2)
@@ -79,35 +79,35 @@ def load_model():
 # ---- sampling ----
 def choose(logits):
     """One token for each row of logits (B, V)."""
-    if temperature == 0:
+    if temperature < 1e-30:  # 0, or too small to divide by
         return logits.argmax(dim=-1)
     probs = (logits / temperature).softmax(dim=-1)
     if top_k < probs.shape[1] or top_p < 1:
         ordered, order = probs.sort(dim=-1, descending=True)
         ordered[:, top_k:] = 0
-        ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0  # those that come after enough others
+        ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0  # those whose likelier ones reach top_p
         probs = torch.zeros_like(probs).scatter(1, order, ordered)
-    return (probs / torch.empty_like(probs).exponential_()).argmax(dim=-1)  # a draw from probs, by a race
+    return (probs / torch.empty_like(probs).exponential_()).argmax(dim=-1)  # i with probability probs[:, i]
 
 def generate(model, idx):
     """Continue idx (B, T): yields, max_new_tokens times, tokens (B,) and the logits (B, V) they are from.
     When the window is full, its last half moves to the front and is prefilled again: a character costs the
-    same however long the text is, and once the window has been full, sees half of one at least."""
-    window, pos, cache = idx[:, -model.block_size:], 0, model.new_cache(len(idx))  # prefill
+    same on average however long the text is, and, once a window has been full, sees at least half of one."""
+    window, pos, cache = idx[:, -model.block_size:], 0, model.new_cache(len(idx))  # first, prefill
     for _ in range(max_new_tokens):
         logits = model.forward(window[:, pos:], cache, pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits
-        window, pos = torch.cat((window, token[:, None]), dim=1), window.shape[1]  # decode
+        window, pos = torch.cat((window, token[:, None]), dim=1), window.shape[1]  # then, decode
         if pos == model.block_size:
-            window, pos = window[:, -max(1, pos // 2):], 0  # prefill
+            window, pos = window[:, -max(1, pos // 2):], 0  # full: prefill
 
 def print_attention(model, idx):
-    """For each block and head the text idx (1, T), the brighter the more its last character looks there."""
+    """Print the text idx (1, T) for each block and head, brighter where its last character looks more."""
     model.forward(idx, model.new_cache(1))
     text = [model.chars[i] if model.chars[i].isprintable() else ' ' for i in idx[0]]
     for i, att in enumerate(model.looks):
-        for h, weights in enumerate(att[0, :, -1]):  # (T,)
+        for h, weights in enumerate(att[0, :, -1]):  # (S,), of which text is the first T
             greys = (232 + 23 * weights / weights.max()).int().tolist()  # a terminal's greys, dark to bright
             cells = [f'\x1b[38;5;{252 if g < 244 else 16};48;5;{g}m{char}' for char, g in zip(text, greys)]
             print(f'block {i + 1} head {h + 1} ', *cells, '\x1b[0m', sep='')
@@ -121,8 +121,8 @@ def main():
             sys.exit(f'{name} = {globals()[name]!r} is out of range: see the comment beside it')
     torch.empty(2**23 - 2**14)  # to free 32 MB once makes glibc reuse memory (man mallopt)
     model = load_model()
-    torch.set_float32_matmul_precision('medium')  # on a CPU, products by oneDNN
-    if num_samples * model.wte.shape[1] ** 2 <= 2**17:  # over before oneDNN or a second thread has begun
+    torch.set_float32_matmul_precision('medium')  # float32 products on the fastest units the machine has
+    if num_samples * model.wte.shape[1] ** 2 <= 2**17:  # too small to gain by oneDNN and threads
         torch.backends.mkldnn.enabled = False
         torch.set_num_threads(1)
     try:
@@ -133,7 +133,7 @@ def main():
     if -1 in tokens:
         i = tokens.index(-1)
         sys.exit(f'start has {text[i]!r} at character {i + 1}, which the model has never seen: leave it out')
-    idx = torch.tensor([tokens or [max(0, model.chars.find('\n'))]], device=device)  # no text: after a line
+    idx = torch.tensor([tokens or [max(0, model.chars.find('\n'))]], device=device)  # no text: as after '\n'
     colour = sys.stdout.isatty() and not os.environ.get('NO_COLOR')
     if show == 'attention' and colour:
         print_attention(model, idx[:, -model.block_size:])
@@ -146,15 +146,15 @@ def main():
         if show == 'surprise' and colour:
             probs = logits.softmax(dim=-1).gather(1, token[:, None])[:, 0]
             chars = [f'\x1b[30;48;2;{min(255, int(510 - 510 * p))};{min(255, int(510 * p))};0m{char}\x1b[0m'
-                     for char, p in zip(chars, probs.tolist())]  # on green if it was sure, on red if not
+                     .replace('\n', ' \x1b[0m\n') for char, p in zip(chars, probs.tolist())]  # green if sure
         written.append(chars)
         if num_samples == 1:
             print(chars[0], end='', flush=True)
-    print('' if num_samples == 1 else ('\n' + '-' * 40 + '\n').join(map(''.join, zip(*written))))
+    print('' if num_samples == 1 else ('\n' + '-' * 40 + '\n').join(map(''.join, zip(*written))), flush=True)
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
     try:
         main()
-    except (KeyboardInterrupt, BrokenPipeError):  # enough
-        os._exit(130)
+    except (KeyboardInterrupt, BrokenPipeError):  # the reader has had enough
+        os._exit(130)  # sys.exit would write to the closed pipe again
