@@ -468,8 +468,9 @@ def test_sampling_chooses_among_what_it_may(monkeypatch):
     for top_p, expected in ((0.8, [0, 4 / 9, 3 / 9, 2 / 9]), (0.39, [0, 1, 0, 0]), (1e-9, [0, 1, 0, 0])):
         monkeypatch.setattr(sample, 'top_p', top_p)
         assert share() == pytest.approx(expected, abs=0.02)
-    monkeypatch.setattr(sample, 'temperature', 0)
-    assert share() == [0, 1, 0, 0]
+    for temperature in (0, 1e-40):
+        monkeypatch.setattr(sample, 'temperature', temperature)
+        assert share() == [0, 1, 0, 0]
 
 def test_the_start_may_be_a_file_long_or_nothing_and_the_seed_repeats_the_text(trained, capsys, monkeypatch):
     monkeypatch.setattr(sample, 'max_new_tokens', 30)
@@ -513,6 +514,13 @@ def test_pictures_are_drawn_on_a_terminal_only(trained, tmp_path, monkeypatch):
     assert '\x1b' not in run('sample.py', tmp_path, show='surprise').stdout
     monkeypatch.setenv('NO_COLOR', '1')
     assert '\x1b' not in on_a_terminal(tmp_path, show='surprise')
+
+def test_a_closed_pipe_ends_sample_without_a_word(trained, tmp_path):
+    edit('sample.py', tmp_path, num_samples=2, max_new_tokens=5)
+    process = subprocess.Popen([sys.executable, 'sample.py'], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    process.stdout.close()  # as head does, when it has seen enough
+    assert process.stderr.read() == b'' and process.wait() == 130
 
 def test_sample_tells_what_is_wrong(trained, tmp_path):
     cases = [({'start': 'The \xa7 dog'}, ["'\xa7'", 'character 5']), ({'start': 'FILE:none'}, ['FILE:none']),
