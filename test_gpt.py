@@ -417,9 +417,8 @@ def test_gpt_and_bigram_tell_what_is_wrong_with_the_settings(data):
 
 # ---- sample.py ----
 
-@pytest.fixture
-def trained(data):
-    """A checkpoint that was trained a little: gpt.py's model of it, and sample.py's."""
+def train_and_load():
+    """Leaves a checkpoint that was trained a little; gpt.py's model of it, and sample.py's."""
     gpt.train()
     torch.set_float32_matmul_precision('highest')  # train() has lowered it, which on some CPUs means bfloat16
     ckpt = torch.load('ckpt.pt', weights_only=True)
@@ -427,16 +426,22 @@ def trained(data):
     model.load_state_dict(ckpt['model'])
     return model, sample.load_model()
 
-@torch.no_grad()
-def test_prefill_and_decode_give_the_logits_of_training(trained):
-    model, run_model = trained
+@pytest.fixture
+def trained(data):
+    return train_and_load()
+
+@pytest.mark.parametrize('switches', [{}, {'rotary': 0.0, 'qk_norm': False}])
+def test_prefill_and_decode_give_the_logits_of_training(data, monkeypatch, switches):
+    set_globals(monkeypatch, gpt, **switches)
+    model, run_model = train_and_load()
     idx = torch.randint(len(run_model.chars), (3, 16))
-    expected, _ = model(idx)
-    for T in range(1, 17):  # prefill T, then decode the rest
-        cache = run_model.new_cache(3)
-        got = [run_model.forward(idx[:, :T], cache)]
-        got += [run_model.forward(idx[:, t:t + 1], cache, t) for t in range(T, 16)]
-        torch.testing.assert_close(torch.cat(got, dim=1), expected, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        expected, _ = model(idx)
+        for T in range(1, 17):  # prefill T, then decode the rest
+            cache = run_model.new_cache(3)
+            got = [run_model.forward(idx[:, :T], cache)]
+            got += [run_model.forward(idx[:, t:t + 1], cache, t) for t in range(T, 16)]
+            torch.testing.assert_close(torch.cat(got, dim=1), expected, rtol=0, atol=1e-4)
 
 @torch.no_grad()
 @pytest.mark.parametrize('length', [1, 5, 16, 40])
@@ -444,6 +449,8 @@ def test_greedy_text_is_the_argmax_of_training_beyond_the_window_too(trained, mo
     """Both see the same: the whole text until it outgrows block_size = 16, then its last 8, growing to 16."""
     model, run_model = trained
     set_globals(monkeypatch, sample, temperature=0, max_new_tokens=40)
+    computed, forward = [], run_model.forward  # the lengths of what it has to compute
+    run_model.forward = lambda idx, *past: computed.append(idx.shape[1]) or forward(idx, *past)
     idx = torch.randint(len(run_model.chars), (2, length))
     got = torch.stack([token for token, _ in sample.generate(run_model, idx)], dim=1)
     context = idx[:, -16:]
@@ -452,6 +459,7 @@ def test_greedy_text_is_the_argmax_of_training_beyond_the_window_too(trained, mo
         assert torch.equal(got[:, i], token)
         context = torch.cat((context, token[:, None]), dim=1)
         context = context if context.shape[1] <= 16 else context[:, -8:]
+    assert len(computed) == 40 and max(computed[1:]) == 8 and computed.count(1) >= 34
 
 def test_sampling_chooses_among_what_it_may(monkeypatch):
     monkeypatch.setattr(sample, 'temperature', 1.0)
@@ -515,7 +523,8 @@ def test_pictures_are_drawn_on_a_terminal_only(trained, tmp_path, monkeypatch):
     monkeypatch.setenv('NO_COLOR', '1')
     assert '\x1b' not in on_a_terminal(tmp_path, show='surprise')
 
-def test_a_closed_pipe_ends_sample_without_a_word(trained, tmp_path):
+def test_a_closed_pipe_ends_sample_without_a_word(trained, tmp_path, monkeypatch):
+    monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)
     edit('sample.py', tmp_path, num_samples=2, max_new_tokens=5)
     process = subprocess.Popen([sys.executable, 'sample.py'], cwd=tmp_path, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
