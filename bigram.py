@@ -46,10 +46,11 @@ def load_data():
 def get_batch(data, vocab_size):
     """Random windows of data: inputs and, one character on, targets, each (B, T)."""
     starts = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # (B, 1)
-    windows = torch.from_numpy(data[starts + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
-    if windows.max() >= vocab_size:
-        sys.exit(f'token {windows.max()} in the data has no character in meta.json: run python prepare.py')
-    return windows[:, :-1].to(device), windows[:, 1:].to(device)
+    rows = torch.from_numpy(data[starts + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
+    if rows.max() >= vocab_size:
+        sys.exit(f'token {rows.max()} in the data has no character in meta.json: run python prepare.py')
+    rows = rows.to(device)
+    return rows[:, :-1], rows[:, 1:]
 
 # ---- model ----
 

@@ -37,7 +37,7 @@ class Model:
             'ln_1', 'c_attn', 'attn_proj', 'ln_2', 'c_fc', 'mlp_proj')] for i in range(config['n_layer'])]
         for block in self.blocks:
             # Rotary turns channels i and i + D/2 of q and k as one complex number: here they move together.
-            qk, v = block[1].split((2 * C, C))
+            qk, v = block[1].split((2 * C, C))  # c_attn
             block[1] = torch.cat((qk.view(-1, 2, D // 2, C).transpose(1, 2).reshape(2 * C, C), v))
             block[:] = [p.T.contiguous() if p.ndim == 2 else p for p in block]  # fastest where x has one row
         angle = torch.outer(config['rotary'] * torch.arange(S), 10000 ** -(torch.arange(0, D, 2) / D))
