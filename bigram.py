@@ -6,9 +6,10 @@
 
     python bigram.py
 
-learns a table of vocab_size x vocab_size logits on the data that prepare.py made, and writes a sample. On
-Tiny Shakespeare it reaches val loss 2.49 in 4 seconds on 2 CPU cores (AMD EPYC, AVX-512).
+learns a table of vocab_size x vocab_size logits from what prepare.py made, and ends by writing a
+little. On Tiny Shakespeare it reaches val loss 2.49 in seconds.
 """
+import hashlib
 import json
 import pathlib
 import sys
@@ -23,7 +24,7 @@ block_size = 32  # characters in a window
 max_iters = 5000  # steps of training
 eval_interval = 1000  # steps between two estimates of the loss
 eval_iters = 400  # batches that an estimate averages over
-learning_rate = 1e-2  # each row of the table learns on its own, so it bears a high one
+learning_rate = 1e-2  # each row of the table learns on its own, so it tolerates a high rate
 max_new_tokens = 300  # characters in the sample at the end
 seed = 1337  # the same seed gives the same run
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -31,26 +32,27 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 # ---- data ----
 
 def load_data():
-    """What prepare.py made: the characters and, for each split, an array of tokens that stays on disk."""
+    """What prepare.py made: the characters and, for each split, the array of its tokens."""
     try:
         meta = json.loads(pathlib.Path('meta.json').read_text())
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
-        tokens = {split: len(data[split]) for split in data}
-        assert isinstance(meta['chars'], str) and meta.get('tokens', tokens) == tokens, 'not of one text'
-    except Exception as e:  # whatever is wrong with the files, making them anew mends it
-        sys.exit(f'cannot use train.bin, val.bin and meta.json ({e!r:.200}): run python prepare.py')
-    if min(tokens.values()) <= block_size:
-        sys.exit(f'block_size = {block_size} does not fit into {tokens}: lower it, or prepare a longer text')
+        digest = hashlib.sha256(data['train'])
+        digest.update(data['val'])
+        if digest.hexdigest() != meta['sha256']:
+            raise ValueError('they are not of one text')
+    except Exception as e:  # whatever is wrong with these files, writing them anew fixes it
+        sys.exit(f'cannot use train.bin, val.bin, meta.json ({e!r:.200}): run python prepare.py')
+    shortest = min(map(len, data.values()))
+    if block_size >= shortest:
+        sys.exit(f'block_size = {block_size} must be below {shortest}, the length of a split')
     return meta['chars'], data
 
-def get_batch(data, vocab_size):
-    """Random windows of data: inputs and, one character on, targets, each (B, T)."""
+def get_batch(data):
+    """Inputs and targets (B, T): random windows of data, and the same one character on."""
     starts = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # (B, 1)
-    rows = torch.from_numpy(data[starts + np.arange(block_size + 1)].astype(np.int64))  # (B, T+1)
-    if rows.max() >= vocab_size:
-        sys.exit(f'token {rows.max()} in the data has no character in meta.json: run python prepare.py')
-    rows = rows.to(device)
-    return rows[:, :-1], rows[:, 1:]
+    windows = data[starts + np.arange(block_size + 1)]  # (B, T+1)
+    windows = torch.from_numpy(windows.astype(np.int64)).to(device)
+    return windows[:, :-1], windows[:, 1:]
 
 # ---- model ----
 
@@ -62,7 +64,7 @@ class Bigram(nn.Module):
         self.table = nn.Embedding(vocab_size, vocab_size)
 
     def forward(self, idx, targets=None):
-        """Logits (B, T, V) for what follows each of idx (B, T); the mean cross-entropy to targets (B, T)."""
+        """Logits (B, T, V) of what follows each of idx (B, T); their mean loss against targets."""
         logits = self.table(idx)  # (B, T, V)
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
@@ -82,7 +84,7 @@ class Bigram(nn.Module):
 def estimate_loss(model, data):
     """The mean loss over eval_iters random batches of data."""
     model.eval()
-    losses = [model(*get_batch(data, model.table.num_embeddings))[1].item() for _ in range(eval_iters)]
+    losses = [model(*get_batch(data))[1].item() for _ in range(eval_iters)]
     model.train()
     return np.mean(losses)
 
@@ -93,17 +95,21 @@ def train():
     model = Bigram(len(chars)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     for step in range(1, max_iters + 1):
-        _, loss = model(*get_batch(data['train'], len(chars)))
+        _, loss = model(*get_batch(data['train']))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % eval_interval == 0 or step == max_iters:
             losses = {split: estimate_loss(model, data[split]) for split in data}
-            print(f'step {step}: train loss {losses["train"]:.4f}, val loss {losses["val"]:.4f}', flush=True)
+            print(f'step {step}: train loss {losses["train"]:.4f}, '
+                  f'val loss {losses["val"]:.4f}', flush=True)
     idx = model.generate(torch.zeros((1, 1), dtype=torch.long, device=device), max_new_tokens)
     print(''.join(chars[i] for i in idx[0]))
     return model
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
-    train()
+    try:
+        train()
+    except KeyboardInterrupt:
+        sys.exit('stopped')

@@ -6,88 +6,77 @@
 
     python prepare.py
 
-downloads Tiny Shakespeare if there is no input.txt (any UTF-8 text of any size will do) and leaves train.bin
-and val.bin, with a uint16 token for each character, and meta.json, with the characters.
+downloads Tiny Shakespeare if there is no input.txt (any UTF-8 text of any size will do). It leaves
+train.bin and val.bin, with a uint16 token for each character, and meta.json, with the characters
+and the sha256 of all tokens.
 """
 import codecs
 import hashlib
 import io
 import json
-import os
-import pathlib
 import sys
-import urllib.request
+import tempfile
+from pathlib import Path
+from pydoc_data import topics
+from urllib.request import urlopen
 
 import numpy as np
 
 url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of that file
-timeout = 10  # seconds to wait for an answer
-train_share = 0.9  # of the characters; those after it validate
-chunk_size = 1 << 22  # bytes in memory at a time
+train_share = 0.9  # of the characters train, and the rest is val
+chunk_size = 4_000_000  # bytes in memory at a time
 
-def open_text():
-    """input.txt as a binary file, downloaded if need be; failing that, the Python language reference."""
-    if not os.path.exists('input.txt'):
+def open_text(folder):
+    """input.txt, downloaded if need be; failing that, the Python language reference."""
+    if not Path('input.txt').exists():
         try:
-            text = urllib.request.urlopen(url, timeout=timeout).read()
+            text = urlopen(url, timeout=10).read()
         except Exception as e:  # no network, no answer, half an answer
-            print(f'cannot download Tiny Shakespeare ({e}): put any text at input.txt and run this again. '
-                  'For now the Python language reference takes its place.')
-            from pydoc_data.topics import topics
-            return io.BytesIO('\n'.join(topics.values()).encode())
+            print(f'{e}: with no input.txt and no download, the Python language reference serves')
+            return io.BytesIO('\n'.join(topics.topics.values()).encode())
         if hashlib.sha256(text).hexdigest() != sha256:
             sys.exit(f'{url} has the wrong sha256 and is not used: put any text at input.txt')
-        pathlib.Path('input.txt.tmp').write_bytes(text)
-        os.replace('input.txt.tmp', 'input.txt')
+        Path(folder, 'input.txt').write_bytes(text)
+        Path(folder, 'input.txt').replace('input.txt')
     return open('input.txt', 'rb')
 
-def code_points(file):
-    """Yield a UTF-8 file as arrays of code points, one for each chunk, without a byte order mark."""
-    size, offset = file.seek(0, io.SEEK_END), file.seek(0)  # seek returns the place
-    decoder = codecs.getincrementaldecoder('utf-8-sig')()  # keeps a character that a chunk's end cuts
-    while chunk := file.read(chunk_size):
-        try:
-            text = decoder.decode(chunk, final=offset + len(chunk) >= size)
-        except UnicodeDecodeError as e:
-            place = offset + len(chunk) - len(e.object) + e.start
-            sys.exit(f'input.txt is not UTF-8 at byte {place}: save it as UTF-8 and run this again')
-        offset += len(chunk)
-        if size > chunk_size:
-            print(f'{offset / 1e6:,.0f} of {size / 1e6:,.0f} MB', end='\r', file=sys.stderr, flush=True)
-        yield np.frombuffer(text.encode('utf-32-le'), '<u4')
+def chunks(file):
+    """The text piece by piece, so that one of any size fits into memory."""
+    file.seek(0)
+    return codecs.iterdecode(iter(lambda: file.read(chunk_size), b''), 'utf-8-sig')
 
-def prepare():
-    """Leave train.bin, val.bin and meta.json in the current folder."""
-    with open_text() as file:
-        seen, length, opening = np.zeros(sys.maxunicode + 1, bool), 0, ''
-        for codes in code_points(file):
-            seen[codes] = True
-            length += len(codes)
-            opening = opening or codes[:200].tobytes().decode('utf-32-le')
-        chars = np.flatnonzero(seen).astype('<u4').tobytes().decode('utf-32-le')  # sorted, as code points are
-        n = int(train_share * length)
-        if length < 2 or len(chars) > 2**16:
-            sys.exit(f'input.txt has {length:,} characters, {len(chars):,} of them distinct: '
-                     'put a text there that has 2 or more, and at most 65,536 distinct ones')
-        token = (np.cumsum(seen) - 1).astype(np.uint16)  # of each code point: its place in chars
-        written = 0
-        with open('train.bin.tmp', 'wb') as train, open('val.bin.tmp', 'wb') as val:
-            for codes in code_points(file):
-                cut = max(0, n - written)  # what lies before it in this chunk trains
-                train.write(token[codes[:cut]])
-                val.write(token[codes[cut:]])
-                written += len(codes)
-    meta = {'chars': chars, 'tokens': {'train': n, 'val': length - n}}
-    pathlib.Path('meta.json.tmp').write_text(json.dumps(meta))
+def prepare(folder):
+    """Write train.bin, val.bin and meta.json in folder, then move them to the current one."""
+    file = open_text(folder)
+    distinct, length = set(), 0
+    for text in chunks(file):
+        distinct.update(text)
+        length += len(text)
+    chars = ''.join(sorted(distinct))  # a token is a character's place among them
+    n = int(train_share * length)  # the first nine tenths train
+    if not 0 < n < length or len(chars) > 65536:
+        sys.exit(f'{train_share=} of {length=} leaves a split empty, or {len(chars)=} > 65536')
+    stoi = np.zeros(0x110000, np.uint16)  # for each code point of Unicode, its token
+    stoi[[ord(char) for char in chars]] = range(len(chars))
+
+    left, digest = n, hashlib.sha256()
+    with open(f'{folder}/train.bin', 'wb') as train, open(f'{folder}/val.bin', 'wb') as val:
+        for text in chunks(file):
+            tokens = stoi[np.frombuffer(text.encode('utf-32-le'), '<u4')]
+            digest.update(tokens)
+            train.write(tokens[:left])
+            val.write(tokens[left:])
+            left = max(0, left - len(text))
+    meta = {'chars': chars, 'sha256': digest.hexdigest()}
+    Path(folder, 'meta.json').write_text(json.dumps(meta))
     for name in ('train.bin', 'val.bin', 'meta.json'):
-        os.replace(f'{name}.tmp', name)  # only now that all is written
-    print(f'length in characters: {length:,}\nthe characters: {chars!r}\nvocabulary size: {len(chars):,}\n'
-          f'train has {n:,} tokens, val has {length - n:,}\nthe first lines:\n{opening}')
+        Path(folder, name).replace(name)
+    print(f'{n:,} characters train, {length - n:,} val; {len(chars):,} distinct ones: {chars!a}')
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
     try:
-        prepare()
-    except OSError as e:  # no right to read, a full disk
-        sys.exit(f'{e.filename or "cannot write"}: {e.strerror or e}; mend that and run this again')
+        with tempfile.TemporaryDirectory(dir='.') as folder:
+            prepare(folder)
+    except (OSError, UnicodeError, KeyboardInterrupt) as e:
+        sys.exit(f'stopped ({e}): input.txt must be a text in UTF-8, with room for twice its size')

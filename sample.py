@@ -2,155 +2,184 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch==2.13.0", "numpy"]
 # ///
-"""Let the trained GPT write: inference with a key-value cache, and attention written out.
+"""Let the trained GPT write: the model of gpt.py, with a cache of keys and values, so that the next
+character costs the work of one position and not of a whole window.
 
     python sample.py
 
 continues `start`, one character at a time, with the weights that gpt.py left in ckpt.pt.
+
+Shapes: B samples, T characters, C channels, H heads of D = C / H channels, V characters in the
+vocabulary, S positions in a window.
 """
 import os
 import sys
+import zipfile
 
 import torch
 from torch.nn import functional as F
 
-start = '\n'  # what to continue: a text, or 'FILE:name' for the text in a file
-num_samples = 1  # how many times; one is printed while it is written, several after
+start = ''  # what to continue: a text, or 'FILE:name' for the text in a file
+num_samples = 1  # one is printed while it is written, several when all are done
 max_new_tokens = 500  # characters to write
-temperature = 0.8  # below 1 the likely gets likelier, above 1 less so; 0 always takes the likeliest
-top_k = 200  # choose among this many of the likeliest characters
+temperature = 0.8  # below 1 the likely gets likelier, above 1 less so; 0 takes the likeliest
+top_k = 200  # choose among this many of the likeliest characters; None for all
 top_p = 1.0  # choose among the likeliest that together reach this probability
 seed = 1337  # the same seed gives the same text on the same machine
-show = ''  # in a terminal: 'surprise' colours by probability, 'attention' shows where start's end looks
+show = ''  # in colours: 'surprise' tints the unlikely, 'attention' shows where start's end looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # ---- model ----
+def norm(x, weight=None):
+    return torch.layer_norm(x, x.shape[-1:], weight)
+
+def rotate(x, cos, sin):
+    """Rotary positions, as in gpt.py."""
+    x1, x2 = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
+
 class Model:
-    """The GPT of gpt.py as it runs: weights in, logits out, keys and values of the past in a cache."""
-    def __init__(self, ckpt):
-        w, config = ckpt['model'], ckpt['config']
-        S, C, H = config['block_size'], config['n_embd'], config['n_head']
-        D = C // H  # channels in a head
-        self.chars, self.qk_norm, self.block_size, self.H, self.D = ckpt['chars'], config['qk_norm'], S, H, D
-        self.wte, self.wpe, self.ln_f = w['wte.weight'], w['wpe.weight'], w['ln_f.weight']  # wte: tied
-        self.blocks = [[w[f'blocks.{i}.{name}.weight'] for name in (
-            'ln_1', 'c_attn', 'attn_proj', 'ln_2', 'c_fc', 'mlp_proj')] for i in range(config['n_layer'])]
-        for block in self.blocks:
-            # Rotary turns channels i and i + D/2 of q and k as one complex number: here they move together.
-            qk, v = block[1].split((2 * C, C))  # c_attn
-            block[1] = torch.cat((qk.view(-1, 2, D // 2, C).transpose(1, 2).reshape(2 * C, C), v))
-            block[:] = [p.T.contiguous() if p.ndim == 2 else p for p in block]  # fastest where x has one row
-        angle = torch.outer(config['rotary'] * torch.arange(S), 10000 ** -(torch.arange(0, D, 2) / D))
-        self.sqrt_D = torch.tensor(D ** 0.5)  # a number would be made a tensor in each call
-        self.turn = torch.polar(torch.ones_like(angle), angle).to(device)  # (S, D/2)
-        self.mask = torch.full((S, S), -torch.inf, device=device).triu(1)  # none looks at what comes after it
+    """The GPT of gpt.py in use: takes its weights out of a state_dict and leaves those it lacks."""
+    def __init__(self, weights, n_layer, n_head):
+        self.wte, self.wpe = weights.pop('wte.weight'), weights.pop('wpe.weight')
+        take = lambda name: weights.pop(f'{name}.weight').t().contiguous()  # faster for one row x
+        parts = 'ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj'
+        self.blocks = [[take(f'blocks.{i}.{part}') for part in parts] for i in range(n_layer)]
+        self.ln_f, self.lm_head = take('ln_f'), take('lm_head')
+        self.block_size, C = self.wpe.shape
+        self.n_head, D = n_head, C // n_head
+        frequency = 10000 ** -(torch.arange(0, D, 2, device=device) / D)
+        angle = torch.outer(torch.arange(self.block_size, device=device), frequency)  # (S, D/2)
+        self.cos, self.sin = angle.cos(), angle.sin()
 
     def new_cache(self, B):
-        """Room in each block for the keys, as columns, and the values, as rows, of B windows."""
-        room = lambda *shape: torch.zeros(B, self.H, *shape, device=device)
-        return [(room(self.D, self.block_size), room(self.block_size, self.D)) for _ in self.blocks]
+        """For each block, room for the keys and the values (B, H, S, D) of B windows."""
+        S, C = self.wpe.shape
+        return torch.zeros(len(self.blocks), 2, B, self.n_head, S, C // self.n_head, device=device)
 
     def forward(self, idx, cache, pos=0):
-        """Logits (B, T, V) for what follows each of idx (B, T), which stand from pos on in the window.
-        A prompt at 0 is prefill: it fills the cache. One character after it is decode: the cache has all that
-        it needs of the past. Leaves each block's attention weights in self.looks."""
+        """Logits (B, T, V) of what follows each of idx (B, T), the first of which is at pos. At 0 it
+        is prefill, which fills the cache; then comes decode, one character after the other."""
         B, T = idx.shape
-        H, D, here = self.H, self.D, slice(pos, pos + T)
-        turn, mask, self.looks = self.turn[here], self.mask[here], []
-        x = (self.wte[idx] + self.wpe[here]).view(B * T, -1)  # (B*T, C)
-        for (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj), (keys, values) in zip(self.blocks, cache):
-            qkv = torch.layer_norm(x, ln_1.shape, ln_1) @ c_attn  # (B*T, 3*C)
-            qkv = qkv.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-            qk = torch.layer_norm(qkv[:2], (D,)) if self.qk_norm else qkv[:2]
-            q, k = (qk.view(torch.complex64) * turn).view(torch.float32)  # rotary: (B, H, T, D) each
-            keys[..., here], values[:, :, here] = k.mT, qkv[2]
-            att = (q @ keys).div_(self.sqrt_D).add_(mask).softmax(dim=-1)  # (B, H, T, S)
-            self.looks.append(att)
-            x = x + (att @ values).transpose(1, 2).reshape(B * T, -1) @ attn_proj  # heads side by side
-            x = x + F.gelu(torch.layer_norm(x, ln_2.shape, ln_2) @ c_fc) @ mlp_proj
-        return F.linear(torch.layer_norm(x, self.ln_f.shape, self.ln_f), self.wte).view(B, T, -1)
+        end = pos + T
+        x = (self.wte[idx] + self.wpe[pos:end]).view(B * T, -1)  # (B*T, C)
+        cos, sin = self.cos[pos:end], self.sin[pos:end]
+        self.attention = []
+        for block, (keys, values) in zip(self.blocks, cache):
+            ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj = block
+            qkv = (norm(x, ln_1) @ c_attn).view(B, T, 3, self.n_head, -1)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+            q = rotate(norm(q), cos, sin)
+            keys[:, :, pos:end] = rotate(norm(k), cos, sin)
+            values[:, :, pos:end] = v
+            att = q / q.shape[-1] ** 0.5 @ keys[:, :, :end].mT  # (B, H, T, end)
+            if T > 1:
+                att = att + torch.full((T, T), -torch.inf, device=device).triu(1)
+            att = att.softmax(dim=-1)
+            self.attention.append(att)
+            y = (att @ values[:, :, :end]).transpose(1, 2)  # (B, T, H, D)
+            x = x + y.reshape(B * T, -1) @ attn_proj
+            x = x + F.gelu(norm(x, ln_2) @ c_fc) @ mlp_proj
+        return (norm(x, self.ln_f) @ self.lm_head).view(B, T, -1)
 
 def load_model():
+    """The model in ckpt.pt and its characters; exits if its logits are not those of gpt.py."""
     try:
-        return Model(dict(torch.load('ckpt.pt', map_location=device, weights_only=True)))
-    except Exception as e:  # whatever is wrong with it, or none there
-        sys.exit(f'cannot use ckpt.pt ({type(e).__name__}): run python gpt.py to make one')
+        if zipfile.ZipFile('ckpt.pt').testzip():  # torch.load compares no checksums
+            raise ValueError('the file is damaged')
+        ckpt = torch.load('ckpt.pt', map_location=device, weights_only=True)
+        model = Model(ckpt['model'], ckpt['n_layer'], ckpt['n_head'])
+        idx, logits = ckpt['example']
+        answer = model.forward(idx[None], model.new_cache(1))[0, -1]  # (V,)
+        if ckpt['model'] or not torch.allclose(answer, logits, 1e-3, 1e-3):
+            raise ValueError(f'other logits; weights not used here: {list(ckpt["model"])}')
+        return model, ckpt['meta']['chars']
+    except FileNotFoundError:
+        sys.exit('there is no ckpt.pt: run python gpt.py to make one')
+    except Exception as e:
+        sys.exit('ckpt.pt was made by a model that this file does not compute: make the same '
+                 f'change to Model as to gpt.py ({" ".join(repr(e).split()):.200})')
 
 # ---- sampling ----
 def choose(logits):
-    """One token for each row of logits (B, V)."""
+    """One token (B,) for each row of logits (B, V)."""
     if temperature < 1e-30:  # 0, or too small to divide by
         return logits.argmax(dim=-1)
-    probs = (logits / temperature).softmax(dim=-1)
-    if top_k < probs.shape[1] or top_p < 1:
-        ordered, order = probs.sort(dim=-1, descending=True)
-        ordered[:, top_k:] = 0
-        ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0  # those whose likelier ones reach top_p
-        probs = torch.zeros_like(probs).scatter(1, order, ordered)
-    return (probs / torch.empty_like(probs).exponential_()).argmax(dim=-1)  # i with probability probs[:, i]
+    probs, order = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    probs[:, top_k or len(logits[0]):] = 0
+    probs[probs.cumsum(dim=-1) - probs >= top_p] = 0  # the likelier ones already reach top_p
+    return order.gather(1, torch.multinomial(probs, num_samples=1))[:, 0]
 
 def generate(model, idx):
-    """Continue idx (B, T): yields, max_new_tokens times, tokens (B,) and the logits (B, V) they are from.
-    When the window is full, its last half moves to the front and is prefilled again: a character costs the
-    same on average however long the text is, and, once a window has been full, sees at least half of one."""
-    window, pos, cache = idx[:, -model.block_size:], 0, model.new_cache(len(idx))  # first, prefill
+    """Continue idx (B, T): yields, max_new_tokens times, tokens (B,) and their logits (B, V). When
+    the window is full, its last half moves to the front and is prefilled again: so the cost of a
+    character does not grow, and each sees half a window at least."""
+    window, pos, cache = idx[:, -model.block_size:], 0, model.new_cache(len(idx))
     for _ in range(max_new_tokens):
         logits = model.forward(window[:, pos:], cache, pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits
-        window, pos = torch.cat((window, token[:, None]), dim=1), window.shape[1]  # then, decode
+        pos = window.shape[1]
+        window = torch.cat((window, token[:, None]), dim=1)
         if pos == model.block_size:
-            window, pos = window[:, -max(1, pos // 2):], 0  # full: prefill
+            window, pos = window[:, -max(1, pos // 2):], 0
 
-def print_attention(model, idx):
-    """Print the text idx (1, T) for each block and head, brighter where its last character looks more."""
+# ---- pictures ----
+def tint(char, strength):
+    """The character on red, the deeper the nearer strength is to 1, and on none below 0.1."""
+    if strength < 0.1 or not sys.stdout.isatty() or 'NO_COLOR' in os.environ:
+        return char
+    pale = int(230 * (1 - strength))
+    return f'\x1b[30;48;2;255;{pale};{pale}m{char}\x1b[0m'
+
+def print_attention(model, idx, text):
+    """For each block and head the text of idx (1, T), tinted where its last character looks."""
     model.forward(idx, model.new_cache(1))
-    text = [model.chars[i] if model.chars[i].isprintable() else ' ' for i in idx[0]]
-    for i, att in enumerate(model.looks):
-        for h, weights in enumerate(att[0, :, -1]):  # (S,), of which text is the first T
-            greys = (232 + 23 * weights / weights.max()).int().tolist()  # a terminal's greys, dark to bright
-            cells = [f'\x1b[38;5;{252 if g < 244 else 16};48;5;{g}m{char}' for char, g in zip(text, greys)]
-            print(f'block {i + 1} head {h + 1} ', *cells, '\x1b[0m', sep='')
+    for i, att in enumerate(model.attention):
+        for h, weights in enumerate(att[0, :, -1]):  # (T,)
+            print(f'block {i + 1} head {h + 1} ', *map(tint, text, weights / weights.max()), sep='')
 
 # ---- main ----
-@torch.inference_mode()
-def main():
-    for name, fine in (('top_k', top_k >= 1), ('top_p', 0 < top_p <= 1), ('temperature', temperature >= 0),
-                       ('num_samples', num_samples >= 1), ('show', show in ('', 'surprise', 'attention'))):
-        if not fine:
-            sys.exit(f'{name} = {globals()[name]!r} is out of range: see the comment beside it')
-    torch.empty(2**23 - 2**14)  # to free 32 MB once makes glibc reuse memory (man mallopt)
-    model = load_model()
-    torch.set_float32_matmul_precision('medium')  # float32 products on the fastest units the machine has
-    if num_samples * model.wte.shape[1] ** 2 <= 2**17:  # too small to gain by oneDNN and threads
-        torch.backends.mkldnn.enabled = False
-        torch.set_num_threads(1)
+def check_settings():
+    """Exit with one line, naming a global and a rule that it breaks, if there is one."""
+    for rule in ('temperature >= 0', 'top_k is None or top_k > 0', 'top_p > 0', 'top_p <= 1',
+                 'num_samples > 0', 'max_new_tokens >= 0', 'show in ("", "surprise", "attention")'):
+        if not eval(rule):
+            sys.exit(f'{rule.split()[0]} = {eval(rule.split()[0])!r}, but it must be that {rule}')
+
+def read_start(chars):
+    """The tokens of start; for an empty one the first character, in most texts a newline."""
+    text = start
     try:
-        text = open(start[5:], newline='', encoding='utf-8-sig').read() if start[:5] == 'FILE:' else start
+        if text.startswith('FILE:'):
+            text = open(text[5:], newline='', encoding='utf-8-sig').read()
     except (OSError, ValueError) as e:
         sys.exit(f'cannot read start = {start!r} ({e}): name a text file in UTF-8')
-    tokens = [model.chars.find(char) for char in text]
-    if -1 in tokens:
-        i = tokens.index(-1)
-        sys.exit(f'start has {text[i]!r} at character {i + 1}, which the model has never seen: leave it out')
-    idx = torch.tensor([tokens or [max(0, model.chars.find('\n'))]], device=device)  # no text: as after '\n'
-    colour = sys.stdout.isatty() and not os.environ.get('NO_COLOR')
-    if show == 'attention' and colour:
-        print_attention(model, idx[:, -model.block_size:])
+    for char in set(text) - set(chars):
+        sys.exit(f'start has {char!r}, which the model has never seen: leave it out')
+    return [chars.index(char) for char in text] or [0]
+
+@torch.inference_mode()
+def main():
+    check_settings()
+    torch.backends.mkldnn.enabled = False  # it prepares anew for each length of the past
+    model, chars = load_model()
+    idx = torch.tensor([read_start(chars)], device=device)  # (1, T)
+    if sys.stdout.isatty():  # it could take a text's control characters for commands
+        chars = [c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in chars]
+    text = [chars[i] for i in idx[0]]
+    if show == 'attention':
+        print_attention(model, idx[:, -model.block_size:], text[-model.block_size:])
     torch.manual_seed(seed)
-    written = [[text] * num_samples]  # the start of every sample, then its characters one by one
-    if num_samples == 1:
-        print(text, end='', flush=True)
+    pieces = [[''.join(text)] * num_samples]  # of the samples: what each begins with, then goes on
     for token, logits in generate(model, idx.expand(num_samples, -1)):
-        chars = [model.chars[i] for i in token.tolist()]
-        if show == 'surprise' and colour:
-            probs = logits.softmax(dim=-1).gather(1, token[:, None])[:, 0]
-            chars = [f'\x1b[30;48;2;{min(255, int(510 - 510 * p))};{min(255, int(510 * p))};0m{char}\x1b[0m'
-                     .replace('\n', ' \x1b[0m\n') for char, p in zip(chars, probs.tolist())]  # green if sure
-        written.append(chars)
         if num_samples == 1:
-            print(chars[0], end='', flush=True)
-    print('' if num_samples == 1 else ('\n' + '-' * 40 + '\n').join(map(''.join, zip(*written))), flush=True)
+            print(*pieces.pop(), end='', flush=True)
+        pieces.append([chars[i] for i in token])
+        if show == 'surprise':
+            probs = logits.softmax(dim=-1).gather(1, token[:, None])[:, 0]  # (B,)
+            pieces.append(map(tint, pieces.pop(), 1 - probs))
+    print(('\n' + '-' * 40 + '\n').join(map(''.join, zip(*pieces))), flush=True)
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
