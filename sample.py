@@ -58,8 +58,8 @@ class Model:
         return torch.zeros(len(self.blocks), 2, B, self.n_head, S, C // self.n_head, device=device)
 
     def forward(self, idx, cache, pos=0):
-        """Logits (B, T, V) of what follows each of idx (B, T), the first of which is at pos. At 0 it
-        is prefill, which fills the cache; then comes decode, one character after the other."""
+        """Logits (B, T, V) of what follows each of idx (B, T), the first of which is at pos. At 0
+        this is prefill, which fills the cache; then comes decode, one character at a time."""
         B, T = idx.shape
         end = pos + T
         x = (self.wte[idx] + self.wpe[pos:end]).view(B * T, -1)  # (B*T, C)

@@ -6,7 +6,6 @@ Each test is named after the fact it holds. The small ones show how a GPT works:
 gpt.py.
 """
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -18,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -118,9 +118,13 @@ def test_the_first_nine_tenths_train(tiny):
 def test_prepare_tells_what_is_wrong_with_a_text(tmp_path):
     many = ''.join(map(chr, [*range(0xD800), *range(0xE000, 0x14000)])).encode()
     cases = {
-        'empty': (b'', 'length=0'), 'one': (b'x', 'length=1'), 'many': (many, '65536'),
-        'latin1': (b'caf\xe9 noir', 'UTF-8', '0xe9', 'position 3'), 'cut': (b'caf\xc3', 'UTF-8'),
-        'surrogate': (b'a\xed\xa0\x80', 'UTF-8', 'position 1'), 'folder': (None, 'input.txt')}
+        'empty': (b'', 'length=0'),
+        'one': (b'x', 'length=1'),
+        'many': (many, '65536'),
+        'latin1': (b'caf\xe9 noir', 'UTF-8', '0xe9', 'position 3'),
+        'cut': (b'caf\xc3', 'UTF-8'),
+        'surrogate': (b'a\xed\xa0\x80', 'UTF-8', 'position 1'),
+        'folder': (None, 'input.txt')}
     for name, (content, *words) in cases.items():
         folder = tmp_path / name
         folder.mkdir()
@@ -166,11 +170,11 @@ def test_three_ways_to_average_the_past_are_one():
     torch.testing.assert_close(by_loop, by_product)
     torch.testing.assert_close(by_loop, by_softmax)
 
-def test_fused_attention_is_the_formula():
+def test_attention_is_a_softmax_of_scores_times_values():
     q, k, v = torch.randn(3, 2, 4, 8, 16)  # (B, H, T, D) each
-    att = (q @ k.transpose(2, 3) / 16 ** 0.5).masked_fill(torch.ones(8, 8).triu(1) == 1, -torch.inf)
-    by_formula = att.softmax(dim=-1) @ v
-    torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, is_causal=True), by_formula)
+    future = torch.full((8, 8), -torch.inf).triu(1)
+    written_out = (q @ k.mT / 16 ** 0.5 + future).softmax(dim=-1) @ v
+    torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, is_causal=True), written_out)
 
 def test_rotary_positions_tell_how_far_apart_two_characters_are():
     q, k = torch.randn(2, 8)  # (D,) each
@@ -384,11 +388,15 @@ def test_only_the_same_model_of_the_same_text_is_resumed(data, monkeypatch):
         with pytest.raises(SystemExit, match='latest.pt'):
             gpt.train()
 
-def test_a_finished_run_is_not_resumed(data, monkeypatch):
+def test_resuming_a_finished_run_changes_nothing_until_max_iters_is_raised(
+        data, monkeypatch, capsys):
     gpt.train()
+    best = f'best val loss {torch.load("latest.pt")["best_loss"]:.4f}'
+    old = pathlib.Path('latest.pt').read_bytes()
+    capsys.readouterr()
     monkeypatch.setattr(gpt, 'resume', True)
-    with pytest.raises(SystemExit, match='step 12.*max_iters = 12'):
-        gpt.train()
+    gpt.train()
+    assert best in capsys.readouterr().out and pathlib.Path('latest.pt').read_bytes() == old
     monkeypatch.setattr(gpt, 'max_iters', 18)
     gpt.train()
     assert torch.load('latest.pt')['step'] == 18
@@ -499,10 +507,17 @@ def test_data_that_does_not_fit_together_is_one_line(data):
     good = {name: pathlib.Path(name).read_bytes() for name in ('train.bin', 'val.bin', 'meta.json')}
     permuted = good['train.bin'][2:] + good['train.bin'][:2]
     cases = [
-        ('train.bin', good['train.bin'][:-1]), ('val.bin', b''), ('train.bin', good['val.bin']),
-        ('train.bin', permuted), ('train.bin', b'\xff' * len(good['train.bin'])),
-        ('meta.json', b''), ('meta.json', b'\xff\x00'), ('meta.json', b'[]'),
-        ('meta.json', b'null'), ('meta.json', b'[' * 10**5), ('meta.json', b'{"chars": "abc"}')]
+        ('train.bin', good['train.bin'][:-1]),
+        ('train.bin', good['val.bin']),
+        ('train.bin', permuted),
+        ('train.bin', b'\xff' * len(good['train.bin'])),
+        ('val.bin', b''),
+        ('meta.json', b''),
+        ('meta.json', b'\xff\x00'),
+        ('meta.json', b'[]'),
+        ('meta.json', b'null'),
+        ('meta.json', b'[' * 10**5),
+        ('meta.json', b'{"chars": "abc"}')]
     for name, content in cases:
         pathlib.Path(name).write_bytes(content)
         for script in (gpt, bigram):
@@ -526,9 +541,18 @@ def test_gpt_and_bigram_tell_what_is_wrong_with_the_settings(data):
     assert_one_line(results[3], 'block_size = 32')
 
 @pytest.mark.parametrize('name, value', [
-    ('batch_size', 0), ('block_size', 0), ('block_size', 10**6), ('batch_size', 10**6),
-    ('seed', -1), ('max_iters', 0), ('log_interval', 0), ('eval_interval', -5), ('n_layer', 0), ('n_head', 0),
-    ('n_embd', 33), ('dropout', 1), ('dropout', -0.1)])
+    ('batch_size', 0),
+    ('batch_size', 10**6),
+    ('block_size', 0),
+    ('block_size', 10**6),
+    ('seed', -1),
+    ('max_iters', 0),
+    ('eval_interval', -5),
+    ('n_layer', 0),
+    ('n_head', 0),
+    ('n_embd', 33),
+    ('dropout', 1),
+    ('dropout', -0.1)])
 def test_a_setting_that_cannot_work_ends_before_any_work(data, monkeypatch, name, value):
     monkeypatch.setattr(gpt, name, value)
     with pytest.raises(SystemExit, match=f'{name} = {value}') as error:
@@ -537,53 +561,59 @@ def test_a_setting_that_cannot_work_ends_before_any_work(data, monkeypatch, name
 
 # ---- safe to change ----
 
-NORM = 'nn.LayerNorm(n_embd, bias=False)'
-SPLIT = 'qkv = self.c_attn(x).view(B, T, 3, n_head, D)'
-ATTN = 'self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)'
-EDITS = {  # what a user may do to gpt.py: (from, to) pairs
-    'untied': [('self.lm_head.weight = self.wte.weight', 'pass')],
-    'bias': [('bias=False', 'bias=True')],
-    'an extra matrix': [('self.c_fc = ', 'self.extra = nn.Linear(n_embd, 40)\n'
-                         '        self.back = nn.Linear(40, n_embd)\n        self.c_fc = '),
-                        ('self.c_fc(x)', 'self.c_fc(x + self.back(self.extra(x)))')],
-    'SwiGLU': [('self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)',
-                'self.c_fc = nn.Linear(n_embd, 77)\n        self.gate = nn.Linear(n_embd, 77)'),
-               ('nn.Linear(4 * n_embd,', 'nn.Linear(77,'),
-               ('F.gelu(self.c_fc(x))', 'F.silu(self.gate(x)) * self.c_fc(x)')],
-    'three Linears': [(ATTN, 'self.q, self.k, self.v = (nn.Linear(n_embd, n_embd) for _ in "qkv")'),
-                      (SPLIT, 'qkv = torch.cat((self.q(x), self.k(x), self.v(x)), dim=-1)'
-                              '.view(B, T, 3, n_head, D)')],
-    'one Linear a head': [(ATTN, 'self.heads = nn.ModuleList([nn.Linear(n_embd, n_embd // n_head) '
-                                 'for _ in range(3 * n_head)])'),
-                          (SPLIT, 'qkv = torch.cat([head(x) for head in self.heads], dim=-1)'
-                                  '.view(B, T, 3, n_head, D)')],
-    'a scalar gate': [('self.mlp = MLP()', 'self.mlp = MLP()\n'
-                       '        self.gate = nn.Parameter(torch.ones(()))'),
-                      ('self.mlp(self.ln_2(x))', 'self.gate * self.mlp(self.ln_2(x))')],
-    'ReLU': [('F.gelu', 'F.relu')],
-    'post-norm': [('x + self.dropout(self.attn(self.ln_1(x)))',
-                   'self.ln_1(x + self.dropout(self.attn(x)))'),
-                  ('x + self.dropout(self.mlp(self.ln_2(x)))',
-                   'self.ln_2(x + self.dropout(self.mlp(x)))')],
-    'RMSNorm': [(NORM, 'nn.RMSNorm(n_embd)')],
-    'no learned positions': [(' + self.wpe.weight[:idx.shape[1]]', '')],
-    'another rotary base': [('10000 **', '500 **')],
-    'no QK-norm': [('F.layer_norm(q, (D,))', 'q'), ('F.layer_norm(k, (D,))', 'k')],
-    'no mask': [('is_causal=True', 'is_causal=False')],
+EDITS = {  # what a user may do to gpt.py: from, to, from, to, ...
+    'untied': [
+        'self.lm_head.weight = self.wte.weight', 'pass'],
+    'bias': [
+        'bias=False', 'bias=True'],
+    'an extra matrix': [
+        'self.c_fc = ', 'self.extra = nn.Linear(n_embd, 40)\n'
+        '        self.back = nn.Linear(40, n_embd)\n        self.c_fc = ',
+        'self.c_fc(x)', 'self.c_fc(x + self.back(self.extra(x)))'],
+    'SwiGLU': [
+        'self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)',
+        'self.c_fc = nn.Linear(n_embd, 77)\n        self.gate = nn.Linear(n_embd, 77)',
+        'nn.Linear(4 * n_embd,', 'nn.Linear(77,',
+        'F.gelu(self.c_fc(x))', 'F.silu(self.gate(x)) * self.c_fc(x)'],
+    'three Linears': [
+        'self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)',
+        'self.q, self.k, self.v = (nn.Linear(n_embd, n_embd) for _ in "qkv")',
+        'self.c_attn(x)', 'torch.cat((self.q(x), self.k(x), self.v(x)), dim=-1)'],
+    'one Linear a head': [
+        'self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)',
+        'self.heads = nn.ModuleList(nn.Linear(n_embd, n_embd // n_head) for _ in range(3 * n_head))',
+        'self.c_attn(x)', 'torch.cat([head(x) for head in self.heads], dim=-1)'],
+    'a scalar gate': [
+        'self.mlp = MLP()', 'self.mlp = MLP()\n        self.gate = nn.Parameter(torch.ones(()))',
+        'self.mlp(self.ln_2(x))', 'self.gate * self.mlp(self.ln_2(x))'],
+    'ReLU': [
+        'F.gelu', 'F.relu'],
+    'post-norm': [
+        'x + self.dropout(self.attn(self.ln_1(x)))', 'self.ln_1(x + self.dropout(self.attn(x)))',
+        'x + self.dropout(self.mlp(self.ln_2(x)))', 'self.ln_2(x + self.dropout(self.mlp(x)))'],
+    'RMSNorm': [
+        'nn.LayerNorm(n_embd, bias=False)', 'nn.RMSNorm(n_embd)'],
+    'no learned positions': [
+        ' + self.wpe.weight[:idx.shape[1]]', ''],
+    'another rotary base': [
+        '10000 **', '500 **'],
+    'no QK-norm': [
+        'F.layer_norm(q, (D,))', 'q',
+        'F.layer_norm(k, (D,))', 'k'],
+    'no mask': [
+        '(scores + future)', 'scores'],
 }
 
 @pytest.mark.parametrize('name', EDITS)
-def test_an_edited_model_trains_whole_and_is_sampled_from_as_it_is_or_not_at_all(data, name):
+def test_an_edited_model_trains_whole_and_is_sampled_as_it_is_or_not_at_all(
+        data, monkeypatch, name):
     source = (HERE / 'gpt.py').read_text()
-    for old, new in EDITS[name]:
+    for old, new in zip(EDITS[name][::2], EDITS[name][1::2]):
         assert old in source, f'gpt.py has no {old}'
         source = source.replace(old, new)
-    for key, value in TINY.items():
-        source = re.sub(rf'^{key} = .*', f'{key} = {value!r}', source, flags=re.M)
-    (data / 'edited.py').write_text(source)
-    spec = importlib.util.spec_from_file_location('edited', data / 'edited.py')
-    edited = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(edited)
+    edited = types.ModuleType('edited')
+    exec(source, vars(edited))
+    set_globals(monkeypatch, edited, **TINY)
     torch.manual_seed(edited.seed)
     first = edited.GPT(len(read_data()[0])).state_dict()
     edited.train()
@@ -655,14 +685,18 @@ def test_sampling_chooses_among_what_it_may(monkeypatch):
     logits = torch.tensor([0.1, 0.4, 0.3, 0.2]).log().expand(20000, 4)
     torch.manual_seed(0)
     for settings, expected in [
-            (dict(), [0.1, 0.4, 0.3, 0.2]),
-            (dict(temperature=0.5), [1 / 30, 16 / 30, 9 / 30, 4 / 30]),  # squares the odds
-            (dict(top_k=2), [0, 4 / 7, 3 / 7, 0]), (dict(top_k=None), [0.1, 0.4, 0.3, 0.2]),
-            (dict(top_p=0.8), [0, 4 / 9, 3 / 9, 2 / 9]), (dict(top_p=0.69), [0, 4 / 7, 3 / 7, 0]),
-            (dict(top_p=0.39), [0, 1, 0, 0]), (dict(top_p=1e-9), [0, 1, 0, 0]),
-            (dict(temperature=0), [0, 1, 0, 0]), (dict(temperature=1e-40), [0, 1, 0, 0])]:
+            ({}, [0.1, 0.4, 0.3, 0.2]),
+            ({'temperature': 0.5}, [1 / 30, 16 / 30, 9 / 30, 4 / 30]),  # squares the odds
+            ({'temperature': 0}, [0, 1, 0, 0]),
+            ({'temperature': 1e-40}, [0, 1, 0, 0]),
+            ({'top_k': None}, [0.1, 0.4, 0.3, 0.2]),
+            ({'top_k': 2}, [0, 4 / 7, 3 / 7, 0]),
+            ({'top_p': 0.8}, [0, 4 / 9, 3 / 9, 2 / 9]),
+            ({'top_p': 0.69}, [0, 4 / 7, 3 / 7, 0]),
+            ({'top_p': 0.39}, [0, 1, 0, 0]),
+            ({'top_p': 1e-9}, [0, 1, 0, 0])]:
         with monkeypatch.context() as patch:
-            set_globals(patch, sample, **dict(temperature=1.0) | settings)
+            set_globals(patch, sample, **{'temperature': 1.0} | settings)
             share = torch.bincount(sample.choose(logits), minlength=4) / 20000
         assert share.tolist() == pytest.approx(expected, abs=0.02), settings
 
@@ -728,13 +762,18 @@ def test_a_closed_pipe_ends_sample_without_a_word(trained, tmp_path, monkeypatch
 
 def test_sample_tells_what_is_wrong(trained, tmp_path):
     cases = [
-        ({'start': 'The \xa7 dog'}, "'\xa7'"), ({'start': 'FILE:none'}, 'FILE:none'),
-        ({'top_k': 0}, 'top_k = 0'), ({'top_p': 0.0}, 'top_p = 0.0'), ({'top_p': 2}, 'top_p = 2'),
-        ({'temperature': -1}, 'temperature = -1'), ({'num_samples': 0}, 'num_samples = 0'),
-        ({'max_new_tokens': -1}, 'max_new_tokens = -1'), ({'show': 'all'}, "show = 'all'")]
-    for settings, words in cases:
+        ('start', 'The \xa7 dog', "'\xa7'"),
+        ('start', 'FILE:none', 'FILE:none'),
+        ('top_k', 0, 'top_k = 0'),
+        ('top_p', 0.0, 'top_p = 0.0'),
+        ('top_p', 2, 'top_p = 2'),
+        ('temperature', -1, 'temperature = -1'),
+        ('num_samples', 0, 'num_samples = 0'),
+        ('max_new_tokens', -1, 'max_new_tokens = -1'),
+        ('show', 'all', "show = 'all'")]
+    for name, value, words in cases:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as error:
-            set_globals(patch, sample, **settings)
+            patch.setattr(sample, name, value)
             sample.main()
         assert words in str(error.value) and '\n' not in str(error.value)
     assert_one_line(run('sample.py', tmp_path, top_k=0), 'top_k = 0')
