@@ -6,8 +6,8 @@
 
     python bigram.py
 
-learns a table of vocab_size x vocab_size logits from what prepare.py made, and ends by writing a
-little. On Tiny Shakespeare it reaches val loss 2.49 in seconds.
+learns a table of vocab_size x vocab_size logits from what prepare.py made, and then prints a
+sample. On Tiny Shakespeare it reaches val loss 2.49 in seconds.
 """
 import hashlib
 import json
@@ -39,7 +39,7 @@ def load_data():
         digest = hashlib.sha256(data['train'])
         digest.update(data['val'])
         if digest.hexdigest() != meta['sha256']:
-            raise ValueError('they are not of one text')
+            raise ValueError('they are from different texts')
     except Exception as e:  # whatever is wrong with these files, writing them anew fixes it
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e!r:.200}): run python prepare.py')
     shortest = min(map(len, data.values()))

@@ -77,7 +77,7 @@ def get_batch(data, starts):
 # ---- model ----
 def rotate(x, cos, sin):
     """Rotary positions, arxiv.org/abs/2104.09864: rotate the pair of channels i and i + D/2 of x
-    (B, H, T, D) by the angle whose cos and sin (T, D/2) these are."""
+    (B, H, T, D) by angle i of its position, given by cos and sin (T, D/2)."""
     x1, x2 = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
 
@@ -93,7 +93,7 @@ class CausalSelfAttention(nn.Module):
         D = C // n_head
         qkv = self.c_attn(x).view(B, T, 3, n_head, D)  # multi-head self-attention
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-        # Pair i turns by frequency_i with each position: q @ k.mT depends on the distance alone.
+        # Pair i turns by frequency_i per position: q @ k.mT sees positions by their distance alone.
         frequency = 10000 ** -(torch.arange(0, D, 2, device=x.device) / D)
         angle = torch.outer(torch.arange(T, device=x.device), frequency)  # (T, D/2)
         # The norm, QK-norm of arxiv.org/abs/2302.05442, keeps the scores bounded.
@@ -102,7 +102,7 @@ class CausalSelfAttention(nn.Module):
         if x.is_cuda:  # all that follows in one call, faster on a GPU
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            scores = q / D ** 0.5 @ k.mT  # (B, H, T, T): how much each query wants of each key
+            scores = (q / D ** 0.5) @ k.mT  # (B, H, T, T): how well each query matches each key
             future = torch.full((T, T), -torch.inf, device=x.device).triu(1)
             y = (scores + future).softmax(dim=-1) @ v  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # the heads side by side
@@ -164,10 +164,10 @@ class GPT(nn.Module):
 
 # ---- optimizers ----
 def orthogonalize(G):
-    """Bring the singular values of G near 1: a polynomial in X acts on each of them, and three
-    in a row move most of them there (Polar Express, arxiv.org/abs/2505.16932)."""
+    """Bring most singular values of G near 1 by three steps of Newton-Schulz iteration, with the
+    numbers of Polar Express, arxiv.org/abs/2505.16932."""
     if G.shape[0] > G.shape[1]:
-        return orthogonalize(G.mT).mT  # makes X @ X.mT as small as possible
+        return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
     X = G / (1.01 * G.norm() + 1e-7)  # all singular values below 1
     for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
         A = X @ X.mT
@@ -175,10 +175,10 @@ def orthogonalize(G):
     return X
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are orthogonalized, so that no direction of a matrix is left behind:
-    kellerjordan.github.io/posts/muon. Steps have AdamW's size, an RMS of 0.2 * lr, so that one rate
-    serves both: arxiv.org/abs/2502.16982. torch.optim.Muon does the same in bfloat16, which is slow
-    on many CPUs: for the default model it takes 450 ms a step with AVX2, this one 14 ms."""
+    """Momentum whose steps are orthogonalized: of about the same size in each direction,
+    kellerjordan.github.io/posts/muon. Its RMS is 0.2 * lr, as AdamW's is, so one rate serves both:
+    arxiv.org/abs/2502.16982. torch.optim.Muon computes in bfloat16, which is slow on many CPUs: for
+    the default model and with AVX2 alone it takes 450 ms a step where this class takes 14."""
     @torch.no_grad()
     def step(self):
         group, = self.param_groups
@@ -220,7 +220,7 @@ def save(path, ckpt):
         torch.save(ckpt, f'{path}.tmp')
         os.replace(f'{path}.tmp', path)
     except (OSError, RuntimeError) as e:
-        sys.exit(f'cannot write {path} ({e}): is the disk full? What was saved before is whole')
+        sys.exit(f'cannot write {path} ({e}): is the disk full? The file before it is intact')
     finally:
         pathlib.Path(f'{path}.tmp').unlink(missing_ok=True)
 
@@ -239,13 +239,14 @@ def restore(parts, meta, data):
 
 # ---- training ----
 def check_settings(train_length, val_length, world_size):
-    """Exit before any work if a global breaks one of these rules."""
+    """Exit before any work if a global breaks a rule. A rule begins with the name of its global."""
     for rule in ('n_layer > 0', 'n_head > 0', 'n_embd % (2 * n_head) == 0', 'block_size > 0',
                  'block_size < val_length', 'batch_size < train_length / (block_size + 1) - 1',
                  'batch_size > 0', 'batch_size % world_size == 0', 'dropout >= 0', 'dropout < 1',
                  'max_iters > 0', 'eval_interval > 0', 'seed >= 0'):
         if not eval(rule):
-            sys.exit(f'{rule.split()[0]} = {eval(rule.split()[0])} breaks {rule}; {val_length=}')
+            sys.exit(f'{rule.split()[0]} = {eval(rule.split()[0])} breaks {rule} '
+                     f'({train_length=}, {val_length=})')
 
 def train():
     """Train from scratch, or from latest.pt on; under torchrun, as one of world_size processes."""
@@ -253,8 +254,9 @@ def train():
     world_size = int(os.environ.get('WORLD_SIZE', 1))
     meta, data = load_data()
     check_settings(len(data['train']), len(data['val']), world_size)
-    torch.empty(2**23 - 2**14)  # glibc keeps freed memory once 32 MB were freed: 10% faster steps
-    torch.cuda.set_device(rank if world_size > 1 and 'cuda' in device else -1)  # -1: no change
+    torch.empty(2**23 - 2**14)  # after 32 MB are freed once, glibc reuses memory: steps 10% faster
+    if world_size > 1 and 'cuda' in device:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     torch.manual_seed(seed)
     model = GPT(len(meta['chars'])).to(device)
     muon, adamw = make_optimizers(model)
@@ -270,7 +272,7 @@ def train():
     for step, starts in itertools.islice(batches, begin, max_iters):  # skips those before resuming
         model.train()
         torch.set_float32_matmul_precision('medium')  # lets products use TF32 or bfloat16 units
-        torch.manual_seed(seed + step * world_size + rank)  # for dropout
+        torch.manual_seed(seed + step * world_size + rank)  # for dropout; a resumed run repeats it
         with torch.autocast('cuda', torch.bfloat16, enabled='cuda' in device):
             _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # a process's share
         loss.backward()
@@ -295,8 +297,9 @@ def train():
             print(f'step {step}: val loss {val_loss:.4f}, saved', flush=True)
 
     if rank == 0:
+        print(f'best val loss {best_loss:.4f}. The model writes:')
         idx = model.eval().generate(torch.zeros(1, 1, dtype=torch.long, device=device), 200)
-        print(f'best val loss {best_loss:.4f}:', *[meta['chars'][i] for i in idx[0]], sep='')
+        print(''.join(meta['chars'][i] for i in idx[0]))
 
 if __name__ == '__main__':
     try:

@@ -24,7 +24,7 @@ import numpy as np
 
 url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of that file
-train_share = 0.9  # of the characters train, and the rest is val
+train_share = 0.9  # the share of the characters that is for training; the rest is val
 chunk_size = 4_000_000  # bytes in memory at a time
 
 def open_text(folder):
@@ -33,7 +33,7 @@ def open_text(folder):
         try:
             text = urlopen(url, timeout=10).read()
         except Exception as e:  # no network, no answer, half an answer
-            print(f'{e}: with no input.txt and no download, the Python language reference serves')
+            print(f'no download ({e}), no input.txt: the Python language reference takes its place')
             return io.BytesIO('\n'.join(topics.topics.values()).encode())
         if hashlib.sha256(text).hexdigest() != sha256:
             sys.exit(f'{url} has the wrong sha256 and is not used: put any text at input.txt')
@@ -54,7 +54,7 @@ def prepare(folder):
         distinct.update(text)
         length += len(text)
     chars = ''.join(sorted(distinct))  # a token is a character's place among them
-    n = int(train_share * length)  # the first nine tenths train
+    n = int(train_share * length)  # the first n characters train
     if not 0 < n < length or len(chars) > 65536:
         sys.exit(f'{train_share=} of {length=} leaves a split empty, or {len(chars)=} > 65536')
     stoi = np.zeros(0x110000, np.uint16)  # for each code point of Unicode, its token
