@@ -297,7 +297,7 @@ def train():
             print(f'step {step}: val loss {val_loss:.4f}, saved', flush=True)
 
     if rank == 0:
-        print(f'best val loss {best_loss:.4f}. The model writes:')
+        print(f'best val loss {best_loss:.4f}, in ckpt.pt. The model writes:')
         idx = model.eval().generate(torch.zeros(1, 1, dtype=torch.long, device=device), 200)
         print(''.join(meta['chars'][i] for i in idx[0]))
 
