@@ -235,7 +235,7 @@ def restore(parts, meta, data):
             raise ValueError('it is from another model or another text')
         return latest['step'], latest['best_loss']
     except Exception as e:
-        sys.exit(f'cannot resume from latest.pt: {" ".join(repr(e).split()):.200}')
+        sys.exit(f'cannot resume from latest.pt: {e!r:.200}')
 
 # ---- training ----
 def check_settings(train_length, val_length, world_size):

@@ -93,7 +93,7 @@ def load_model():
         sys.exit('there is no ckpt.pt: run python gpt.py to make one')
     except Exception as e:
         sys.exit('ckpt.pt has a model that this file does not compute: if gpt.py was changed, make '
-                 f'the same change to Model. {" ".join(repr(e).split()):.200}')
+                 f'the same change to Model. {e!r:.200}')
 
 # ---- sampling ----
 def choose(logits):
