@@ -11,7 +11,6 @@ sample. On Tiny Shakespeare it reaches val loss 2.49 in seconds.
 """
 import hashlib
 import json
-import pathlib
 import sys
 
 import numpy as np
@@ -34,18 +33,13 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 def load_data():
     """What prepare.py made: the characters and, for each split, the array of its tokens."""
     try:
-        meta = json.loads(pathlib.Path('meta.json').read_text())
+        meta = json.load(open('meta.json'))
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
-        digest = hashlib.sha256(data['train'])
-        digest.update(data['val'])
-        if digest.hexdigest() != meta['sha256']:
-            raise ValueError('they are from different texts')
+        if meta['sha256'] != [hashlib.sha256(tokens).hexdigest() for tokens in data.values()]:
+            raise ValueError('they are of different texts')
+        return meta['chars'], data
     except Exception as e:  # whatever is wrong with these files, writing them anew fixes it
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e!r:.200}): run python prepare.py')
-    shortest = min(map(len, data.values()))
-    if block_size >= shortest:
-        sys.exit(f'block_size = {block_size} must be below {shortest}, the length of a split')
-    return meta['chars'], data
 
 def get_batch(data):
     """Inputs and targets (B, T): random windows of data, and the same one character on."""
@@ -88,9 +82,20 @@ def estimate_loss(model, data):
     model.train()
     return np.mean(losses)
 
+def check_settings(shortest):
+    """Exit before any work if a rule is broken. Each begins with the name of its global."""
+    for rule in ('batch_size in range(1, 10**6)', 'block_size in range(1, shortest)',
+                 'max_iters in range(1, 10**9)', 'eval_interval in range(1, 10**9)',
+                 'eval_iters in range(1, 10**6)', 'max_new_tokens in range(10**9)',
+                 'seed in range(2**32)', 'device in ("cpu", "mps") or torch.cuda.is_available()'):
+        name = rule.split()[0]
+        if not eval(rule):
+            sys.exit(f'{name} = {globals()[name]!r} breaks {rule}; the splits have {shortest=}')
+
 def train():
     """Train from scratch, print a sample and return the model."""
     chars, data = load_data()
+    check_settings(min(map(len, data.values())))
     torch.manual_seed(seed)
     model = Bigram(len(chars)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
@@ -104,12 +109,12 @@ def train():
             print(f'step {step}: train loss {losses["train"]:.4f}, '
                   f'val loss {losses["val"]:.4f}', flush=True)
     idx = model.generate(torch.zeros((1, 1), dtype=torch.long, device=device), max_new_tokens)
-    print(''.join(chars[i] for i in idx[0]))
+    text = ''.join(chars[i] for i in idx[0])
+    print(''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text))
     return model
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
     try:
         train()
-    except KeyboardInterrupt:
-        sys.exit('stopped')
+    except (KeyboardInterrupt, UnicodeError) as e:
+        sys.exit(f'stopped ({e!r})')

@@ -41,82 +41,81 @@ def rotate(x, cos, sin):
 class Model:
     """The GPT of gpt.py in use: takes the weights it knows out of a state_dict."""
     def __init__(self, weights, n_layer, n_head):
-        self.wte, self.wpe = weights.pop('wte.weight'), weights.pop('wpe.weight')
         take = lambda name: weights.pop(f'{name}.weight').t().contiguous()  # for x @ weight
         parts = 'ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj'
         self.blocks = [[take(f'blocks.{i}.{part}') for part in parts] for i in range(n_layer)]
         self.ln_f, self.lm_head = take('ln_f'), take('lm_head')
-        self.n_head, (self.block_size, C) = n_head, self.wpe.shape
-        self.D = C // n_head
-        frequency = 10000 ** -(torch.arange(0, self.D, 2, device=device) / self.D)
-        angle = torch.outer(torch.arange(self.block_size, device=device), frequency)  # (S, D/2)
-        self.cos, self.sin = angle.cos(), angle.sin()
+        self.wte, self.wpe = weights.pop('wte.weight'), weights.pop('wpe')
+        self.n_head = n_head
+        S, C = self.wpe.shape
+        frequency = 10000 ** -(torch.arange(0, C // n_head, 2, device=device) / (C // n_head))
+        self.angle = torch.outer(torch.arange(S, device=device), frequency)  # (S, D/2)
 
     def forward(self, idx, pos=0):
         """Logits (B, T, V) of what follows each of idx (B, T), the first of which is at pos. At 0
         this is prefill, which begins a new cache; then comes decode, one character a call."""
-        B, T = idx.shape
-        end = pos + T
+        (B, T), (S, C) = idx.shape, self.wpe.shape
+        H, D = self.n_head, C // self.n_head
         if pos == 0:  # for each block, room for keys and values (B, H, S, D)
-            shape = 2, B, self.n_head, self.block_size, self.D
-            self.cache = torch.zeros(len(self.blocks), *shape, device=device)
-        x = (self.wte[idx] + self.wpe[pos:end]).view(B * T, -1)  # (B*T, C)
-        cos, sin = self.cos[pos:end], self.sin[pos:end]
-        future = torch.full((T, end), -torch.inf, device=device).triu(pos + 1)
+            self.cache = torch.zeros(len(self.blocks), 2, B, H, S, D, device=device)
+        future = torch.full((T, T), -torch.inf, device=device).triu(1)
+        angle = self.angle[pos:pos + T]  # (T, D/2)
+        cos, sin = angle.cos(), angle.sin()
         self.attention = []
-        for block, (keys, values) in zip(self.blocks, self.cache):
+        x = self.wte[idx] + self.wpe[pos:pos + T]  # (B, T, C)
+        for block, (keys, values) in zip(self.blocks, self.cache[..., :pos + T, :]):
             ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj = block
-            qkv = (norm(x, ln_1) @ c_attn).view(B, T, 3, self.n_head, self.D)
-            qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-            q, keys[:, :, pos:end] = rotate(norm(qkv[:2]), cos, sin)
-            values[:, :, pos:end] = qkv[2]
-            scores = (q / self.D ** 0.5) @ keys[:, :, :end].mT + future  # (B, H, T, end)
-            self.attention.append(scores.softmax(dim=-1))
-            y = self.attention[-1] @ values[:, :, :end]  # (B, H, T, D)
-            x = x + y.transpose(1, 2).reshape(B * T, -1) @ attn_proj
+            qkv = (norm(x, ln_1) @ c_attn).view(B, T, 3, H, D)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+            q = rotate(norm(q), cos, sin)
+            keys[:, :, pos:] = rotate(norm(k), cos, sin)
+            values[:, :, pos:] = v
+            scores = q @ keys.mT / D ** 0.5  # (B, H, T, pos+T)
+            scores[..., pos:] += future
+            self.attention.append(scores.softmax(-1))
+            y = self.attention[-1] @ values  # (B, H, T, D)
+            x = x + y.transpose(1, 2).reshape(B, T, C) @ attn_proj
             x = x + F.gelu(norm(x, ln_2) @ c_fc) @ mlp_proj
-        return (norm(x, self.ln_f) @ self.lm_head).view(B, T, -1)
+        return norm(x, self.ln_f) @ self.lm_head
 
 def load_model():
     """The model in ckpt.pt and its characters; exits unless it answers here as it did in gpt.py."""
     try:
         if zipfile.ZipFile('ckpt.pt').testzip():  # torch.load compares no checksums
-            raise ValueError('the file is damaged')
+            raise ValueError('it is damaged')
         ckpt = torch.load('ckpt.pt', map_location=device, weights_only=True)
         model = Model(ckpt['model'], ckpt['n_layer'], ckpt['n_head'])
-        idx, logits = ckpt['example']
-        same = torch.allclose(model.forward(idx[None])[0, -1], logits, rtol=1e-3, atol=1e-3)
-        if ckpt['model'] or not same:
-            raise ValueError(f'{same=}, weights not used: {list(ckpt["model"])}')
+        window, logits = ckpt['example']
+        if ckpt['model'] or not torch.allclose(model.forward(window), logits, rtol=1e-3, atol=1e-3):
+            raise KeyError(*ckpt['model'])
         return model, ckpt['meta']['chars']
-    except FileNotFoundError:
-        sys.exit('there is no ckpt.pt: run python gpt.py to make one')
+    except KeyError as e:
+        sys.exit('ckpt.pt was made by a model that this file does not compute: make the same '
+                 f'change to Model here as in gpt.py (missing or unknown weights: {e.args})')
     except Exception as e:
-        sys.exit('ckpt.pt has a model that this file does not compute: if gpt.py was changed, make '
-                 f'the same change to Model. {e!r:.200}')
+        sys.exit(f'cannot use ckpt.pt, which python gpt.py makes: {e!r:.200}')
 
 # ---- sampling ----
 def choose(logits):
-    """One token (B,) for each row of logits (B, V)."""
-    probs = (logits / max(temperature, 1e-9)).softmax(dim=-1)
-    probs, order = probs.sort(dim=-1, descending=True)
-    probs[:, top_k or len(probs[0]):] = 0
-    probs[probs.cumsum(dim=-1) - probs >= top_p] = 0  # the likelier ones already reach top_p
-    return order.gather(1, torch.multinomial(probs, num_samples=1))[:, 0]
+    """One token for each row of logits (B, V): (B, 1)."""
+    logits, order = logits.topk(min(top_k or sys.maxsize, logits.shape[1]))  # (B, top_k), sorted
+    probs = (logits / max(temperature, 1e-9)).softmax(-1)
+    probs[probs.cumsum(-1) - probs >= top_p] = 0  # the likelier ones already reach top_p
+    return order.gather(1, torch.multinomial(probs, 1))
 
 def generate(model, idx):
-    """Continue idx (B, T): yields, max_new_tokens times, tokens (B,) and their probabilities (B,).
-    When the window is full, its last half moves to the front and is prefilled again: so the cost of
-    a character does not grow, and each sees half a window at least."""
-    window, pos = idx[:, -model.block_size:], 0
+    """Continue idx (B, T): yields, max_new_tokens times, tokens (B, 1) and the logits (B, V) that
+    they are chosen by. When the window is full, its last half moves to the front, is prefilled, and
+    so the cost of a character does not grow; each sees half a window at least."""
+    pos = 0
     for _ in range(max_new_tokens):
-        logits = model.forward(window[:, pos:], pos)[:, -1]  # (B, V)
+        if idx.shape[1] > len(model.wpe):
+            idx, pos = idx[:, -len(model.wpe) // 2:], 0
+        logits = model.forward(idx[:, pos:], pos)[:, -1]  # (B, V)
         token = choose(logits)
-        yield token, logits.softmax(dim=-1).gather(1, token[:, None])[:, 0]
-        pos = window.shape[1]
-        window = torch.cat((window, token[:, None]), dim=1)
-        if pos == model.block_size:
-            window, pos = window[:, pos // 2 + 1:], 0
+        yield token, logits
+        pos = idx.shape[1]
+        idx = torch.cat((idx, token), dim=1)  # (B, T+1)
 
 # ---- pictures ----
 def tint(char, strength):
@@ -131,15 +130,17 @@ def print_attention(model, idx, text):
     model.forward(idx)
     for i, att in enumerate(model.attention):
         for h, weights in enumerate(att[0, :, -1]):  # (T,)
-            print(f'block {i + 1} head {h + 1} ', *map(tint, text, weights / weights.max()), sep='')
+            print(f'block {i + 1} head {h + 1} ', *map(tint, text, weights / max(weights)), sep='')
 
 # ---- main ----
 def check_settings():
-    """Exit with one line if a global breaks one of these rules."""
+    """Exit with one line if a global breaks a rule. A rule begins with the name of its global."""
     for rule in ('temperature >= 0', 'top_k is None or top_k > 0', 'top_p > 0', 'top_p <= 1',
-                 'num_samples > 0', 'max_new_tokens >= 0', 'show in ("", "surprise", "attention")'):
+                 'num_samples in range(1, 10**6)', 'max_new_tokens in range(10**9)',
+                 'show in ("", "surprise", "attention")'):
+        name = rule.split()[0]
         if not eval(rule):
-            sys.exit(f'{rule.split()[0]} = {eval(rule.split()[0])!r} breaks {rule}')
+            sys.exit(f'{name} = {globals()[name]!r} breaks {rule}')
 
 def read_start(chars):
     """The tokens of start; an empty one becomes the first of chars, in most texts a newline."""
@@ -160,19 +161,22 @@ def main():
     model, chars = load_model()
     idx = torch.tensor([read_start(chars)], device=device)  # (1, T)
     if sys.stdout.isatty():  # a terminal obeys control characters: show them escaped
-        chars = [c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in chars]
+        chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in chars]
     text = [chars[i] for i in idx[0]]
     if show == 'attention':
-        print_attention(model, idx[:, -model.block_size:], text[-model.block_size:])
+        print_attention(model, idx[:, -len(model.wpe):], text[-len(model.wpe):])
     torch.manual_seed(seed)
-    print(*text, sep='', end='', flush=True)
-    others = [''.join(text)] * (num_samples - 1)
-    for token, probs in generate(model, idx.expand(num_samples, -1)):
-        surprise = (1 - probs) * (show == 'surprise')  # (B,)
-        first, *rest = [tint(chars[i], strength) for i, strength in zip(token, surprise)]
-        print(first, end='', flush=True)
-        others = [text + char for text, char in zip(others, rest)]
-    print('', *others, sep='\n' + '-' * 40 + '\n', flush=True)
+    print(''.join(text), end='', flush=True)
+    tokens = []
+    for token, logits in generate(model, idx.expand(num_samples, -1)):
+        tokens.append(token)
+        char = chars[token[0]]
+        if show == 'surprise':
+            char = tint(char, 1 - logits[0].softmax(-1)[token[0]])
+        print(char, end='', flush=True)
+    print()
+    for sample in range(1, num_samples):
+        print('-' * 40, ''.join(text + [chars[token[sample]] for token in tokens]), sep='\n')
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
