@@ -5,8 +5,8 @@
 Each test is named after the fact it holds. The first part is a walk through the ideas of a GPT, to
 be read beside gpt.py; then comes what the scripts promise.
 """
+import functools
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import types
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -759,6 +760,22 @@ def test_damage_inside_a_checkpoint_is_never_sampled_from(data):
             for ours, theirs in zip(loaded.blocks, model.blocks):
                 assert all(map(torch.equal, ours, theirs))
 
+def test_damage_in_any_number_of_latest_is_never_resumed_from(data, monkeypatch):
+    stop_after_first_save(monkeypatch)
+    monkeypatch.setattr(gpt, 'resume', True)
+    whole = pathlib.Path('latest.pt').read_bytes()
+    with zipfile.ZipFile('latest.pt') as archive:
+        records = [archive.read(name) for name in archive.namelist()]
+    for record in records:
+        if len(record) > 100:
+            damaged = bytearray(whole)
+            damaged[whole.index(record) + 50] ^= 1
+            pathlib.Path('latest.pt').write_bytes(damaged)
+            with pytest.raises(SystemExit, match='latest.pt'):
+                gpt.train()
+    pathlib.Path('latest.pt').write_bytes(whole)
+    gpt.train()
+
 def test_data_that_does_not_fit_together_is_one_line(data):
     good = {name: pathlib.Path(name).read_bytes() for name in ('train.bin', 'val.bin', 'meta.json')}
     permuted = good['train.bin'][2:] + good['train.bin'][:2]
@@ -798,7 +815,7 @@ def test_gpt_and_bigram_tell_what_is_wrong_with_the_settings(data):
 
 @pytest.mark.parametrize('name, value', [
     ('batch_size', 0),
-    ('batch_size', 10**6),
+    ('batch_size', 10**7),
     ('block_size', 0),
     ('block_size', 10**6),
     ('seed', -1),
@@ -808,12 +825,21 @@ def test_gpt_and_bigram_tell_what_is_wrong_with_the_settings(data):
     ('n_head', 0),
     ('n_embd', 33),
     ('dropout', 1),
-    ('dropout', -0.1)])
+    ('dropout', -0.1),
+    ('max_iters', 'ten'),
+    ('n_layer', None),
+    ('eval_iters', 0),
+    ('max_new_tokens', -1),
+    ('device', 'cuda:99')])
 def test_a_setting_that_cannot_work_ends_before_any_work(data, monkeypatch, name, value):
-    monkeypatch.setattr(gpt, name, value)
-    with pytest.raises(SystemExit, match=f'{name} = {value}') as error:
-        gpt.train()
-    assert '\n' not in str(error.value) and not os.path.exists('ckpt.pt')
+    for script in (gpt, bigram):
+        if hasattr(script, name) and not (name == 'device' and torch.cuda.is_available()):
+            with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+                patch.setattr(script, name, value)
+                script.train()
+            assert str(error.value).startswith(f'{name} = {value!r} breaks {name}')
+            assert '\n' not in str(error.value)
+    assert not os.path.exists('ckpt.pt')
 
 # ---- safe to change ----
 
@@ -839,6 +865,8 @@ EDITS = {  # what a user may do to gpt.py: from, to, from, to, ...
         'self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)',
         'self.heads = nn.ModuleList(nn.Linear(n_embd, n_embd // n_head) for _ in range(3 * n_head))',
         'self.c_attn(x)', 'torch.cat([head(x) for head in self.heads], dim=-1)'],
+    'an unused matrix': [
+        'self.c_fc = ', 'self.unused = nn.Linear(n_embd, n_embd)\n        self.c_fc = '],
     'a scalar gate': [
         'self.mlp = MLP()', 'self.mlp = MLP()\n        self.gate = nn.Parameter(torch.ones(()))',
         'self.mlp(self.ln_2(x))', 'self.gate * self.mlp(self.ln_2(x))'],
@@ -875,7 +903,7 @@ def test_an_edited_model_trains_whole_and_is_sampled_as_it_is_or_not_at_all(
     edited.train()
     trained = torch.load('latest.pt', weights_only=True)['model']
     for key, weight in first.items():
-        unused = name == 'no learned positions' and key == 'wpe'
+        unused = 'unused' in key or name == 'no learned positions' and key == 'wpe'
         assert torch.equal(weight, trained[key]) == unused, f'{key} was not trained'
     if name in ('untied', 'no learned positions'):  # zeros are added there, which changes nothing
         sample.load_model()
@@ -884,6 +912,23 @@ def test_an_edited_model_trains_whole_and_is_sampled_as_it_is_or_not_at_all(
             sample.load_model()
         assert '\n' not in str(error.value)
         assert name != 'bias' or 'blocks.0.ln_1.bias' in str(error.value)
+
+def test_the_data_may_lie_elsewhere_and_another_split_must_be_there(data):
+    os.mkdir('elsewhere')
+    for name in ('train.bin', 'val.bin', 'meta.json'):
+        os.replace(name, f'elsewhere/{name}')
+    source = (HERE / 'gpt.py').read_text()
+    moved = source.replace("'meta.json'", "'elsewhere/meta.json'")
+    moved = moved.replace('{split}.bin', 'elsewhere/{split}.bin')
+    edited = types.ModuleType('edited')
+    exec(moved, vars(edited))
+    meta, splits = edited.load_data()
+    assert len(splits['val']) == len(TEXT) // 10
+    exec(moved.replace("('train', 'val')}", "('train', 'val', 'test')}"), vars(edited))
+    with pytest.raises(SystemExit, match='elsewhere/test.bin'):
+        edited.load_data()
+    os.link('elsewhere/val.bin', 'elsewhere/test.bin')
+    assert len(edited.load_data()[1]['test']) == len(TEXT) // 10
 
 @pytest.mark.parametrize('device', ['cuda', 'cuda:1'])
 def test_every_gpu_gets_the_larger_configuration(device):
@@ -987,9 +1032,13 @@ def test_pictures_are_tinted_on_a_terminal_only(trained, tmp_path, monkeypatch):
     monkeypatch.setenv('NO_COLOR', '1')
     assert '\x1b' not in on_a_terminal(tmp_path, show='surprise')
 
-def test_what_a_terminal_could_take_for_a_command_is_shown_escaped(data):
+def test_what_a_terminal_could_take_for_a_command_is_shown_escaped(data, monkeypatch, capsys):
     write_data('\x1b[2J\tx\n' * 300)
+    monkeypatch.setattr(bigram, 'max_iters', 10)
+    bigram.train()
     gpt.train()
+    written = capsys.readouterr().out
+    assert '\x1b' not in written and '\\x1b' in written
     assert '\x1b' not in on_a_terminal(data, start='\x1b[2J')
     assert run('sample.py', data, start='\x1b[2J').stdout.startswith('\x1b[2J')
 
@@ -1041,17 +1090,25 @@ def test_each_script_is_complete_on_its_own():
         imports = re.compile(r' *(from|import) (bigram|gpt|prepare|sample)\b')
         assert not any(map(imports.match, lines)), script
 
-@pytest.mark.parametrize('text', [TEXT, TEXT.replace('\n', ' '), 'Быть или не быть. ' * 100])
-def test_the_whole_path_from_a_text_to_a_sample(tmp_path, text):
-    (tmp_path / 'input.txt').write_text(text, encoding='utf-8')
-    steps = [run('prepare.py', tmp_path),
-             run('bigram.py', tmp_path, max_iters=10, eval_interval=10, eval_iters=2),
-             run('gpt.py', tmp_path, **TINY | {'max_iters': 60}),
-             run('sample.py', tmp_path, max_new_tokens=50)]
-    for step in steps:
-        assert step.returncode == 0 and step.stderr == '', step.stderr
-    assert f'{len(set(text))} distinct' in steps[0].stdout and 'val loss' in steps[1].stdout
-    assert 'val loss' in steps[2].stdout
-    written = steps[3].stdout
-    assert len(written) == 1 + 50 + 1
-    assert set(written) <= set(text + '\n')
+def test_the_whole_path_from_a_text_to_a_sample(tmp_path):
+    texts = [TEXT, TEXT.replace('\n', ' '), 'Быть или не быть. ' * 100]
+
+    def whole_path(text):
+        folder = tmp_path / str(texts.index(text))
+        folder.mkdir()
+        (folder / 'input.txt').write_text(text, encoding='utf-8')
+        return [run('prepare.py', folder),
+                run('bigram.py', folder, max_iters=10, eval_interval=10, eval_iters=2),
+                run('gpt.py', folder, **TINY | {'max_iters': 60}),
+                run('sample.py', folder, max_new_tokens=50)]
+
+    results = in_parallel([functools.partial(whole_path, text) for text in texts])
+    for text, steps in zip(texts, results):
+        for step in steps:
+            assert step.returncode == 0 and step.stderr == '', step.stderr
+        assert f'{len(set(text))} distinct' in steps[0].stdout
+        assert 'val loss' in steps[1].stdout
+        assert 'val loss' in steps[2].stdout
+        written = steps[3].stdout
+        assert len(written) == 1 + 50 + 1
+        assert set(written) <= set(text + '\n')
