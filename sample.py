@@ -35,7 +35,7 @@ def norm(x, weight=None):
 
 def rotate(x, cos, sin):
     """Rotary positions, as in gpt.py."""
-    x1, x2 = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    x1, x2 = x.chunk(2, -1)  # (B, H, T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
 
 class Model:

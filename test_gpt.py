@@ -188,10 +188,17 @@ def test_without_the_mask_the_loss_falls_below_what_is_possible(monkeypatch, mas
         idx = torch.randint(10, (16, 17))
         _, loss = model(idx[:, :-1], idx[:, 1:])
         loss.backward()
-        for optimizer in optimizers:
+        for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad()
     assert loss > np.log(10) - 0.05 if mask else loss < np.log(10) - 1
+
+def test_attention_in_one_call_is_attention_written_out(monkeypatch):
+    attention = gpt.CausalSelfAttention()
+    x = torch.randn(2, 10, gpt.n_embd)
+    written_out = attention(x)
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', True)  # takes the GPU's way, here on the CPU
+    assert_close(attention(x), written_out)
 
 def test_the_mlp_sees_each_position_alone():
     mlp = gpt.MLP()
@@ -466,7 +473,8 @@ def test_a_step_of_muon_is_the_formula(tiny, monkeypatch):
 
 def test_every_parameter_is_in_exactly_one_optimizer_and_only_matrices_decay(tiny):
     model = gpt.GPT(10)
-    muon, adamw = gpt.make_optimizers(model)
+    optimizers = gpt.make_optimizers(model)
+    muon, adamw = optimizers.values()
     in_muon, in_adamw = (o.param_groups[0]['params'] for o in (muon, adamw))
     assert sorted(map(id, in_muon + in_adamw)) == sorted(map(id, model.parameters()))
     assert all(p.shape in ((96, 32), (32, 32), (128, 32), (32, 128)) for p in in_muon)
@@ -520,7 +528,8 @@ def test_the_bigram_is_judged_by_text_that_it_has_not_seen(tiny, monkeypatch, ca
 def test_the_model_can_learn_one_batch_by_heart(tiny):
     model = gpt.GPT(20)
     idx = torch.randint(20, (4, 17))
-    muon, adamw = gpt.make_optimizers(model)
+    optimizers = gpt.make_optimizers(model)
+    muon, adamw = optimizers.values()
     muon.param_groups[0]['lr'] = adamw.param_groups[0]['lr'] = 0.02
     for _ in range(100):
         _, loss = model(idx[:, :-1], idx[:, 1:])
@@ -684,6 +693,7 @@ def test_a_kill_at_any_moment_leaves_checkpoints_that_load(data):
         before = os.stat('ckpt.pt').st_mtime_ns
         process = subprocess.Popen([sys.executable, 'gpt.py'], stdout=subprocess.DEVNULL)
         while os.stat('ckpt.pt').st_mtime_ns == before:
+            assert process.poll() is None
             time.sleep(0.01)
         time.sleep(wait)
         process.kill()
@@ -695,8 +705,7 @@ def test_ctrl_c_says_what_is_saved_and_how_to_go_on(data):
     edit('gpt.py', data, **TINY | {'max_iters': 10**6, 'eval_interval': 10})
     process = subprocess.Popen([sys.executable, 'gpt.py'], text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, preexec_fn=allow_ctrl_c)
-    while 'best' not in process.stdout.readline():
-        pass
+    assert any('best' in line for line in process.stdout)  # reads on until there is one
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1 and len(stderr.strip().splitlines()) == 1
@@ -934,9 +943,10 @@ def test_the_data_may_lie_elsewhere_and_another_split_must_be_there(data):
 def test_every_gpu_gets_the_larger_configuration(device):
     source = (HERE / 'gpt.py').read_text()
     source = re.sub('^device = .*', f'device = {device!r}', source, flags=re.M)
-    names = {'__name__': 'edited'}
-    exec(source, names)
-    assert [names[name] for name in ('n_layer', 'n_head', 'n_embd', 'compile')] == [6, 6, 384, True]
+    edited = types.ModuleType('edited')
+    exec(source, vars(edited))
+    assert (edited.n_layer, edited.n_head, edited.n_embd, edited.compile) == (6, 6, 384, True)
+    assert (edited.batch_size, edited.block_size, edited.dropout) == (64, 256, 0.2)
 
 # ---- sample.py ----
 
