@@ -36,7 +36,7 @@ def load_data():
         meta = json.load(open('meta.json'))
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
         if meta['sha256'] != [sha256(data[split]).hexdigest() for split in ('train', 'val')]:
-            raise ValueError('they are of different texts')
+            raise ValueError('the files come from different texts')
         return meta['chars'], data
     except Exception as e:  # whatever is wrong with these files, writing them anew fixes it
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
@@ -83,11 +83,11 @@ def estimate_loss(model, data):
     return np.mean(losses)
 
 def check_settings(shortest):
-    """Exit before any work if a rule is broken. Each begins with the name of its global."""
+    """Exit before any work if a rule is false. Rules are Python, so that they can be printed."""
     for rule in ('batch_size in range(1, 10**6)', 'block_size in range(1, shortest)',
                  'max_iters in range(1, 10**9)', 'eval_interval in range(1, 10**9)',
                  'eval_iters in range(1, 10**6)', 'max_new_tokens in range(10**9)',
-                 'seed in range(2**32)', 'device in ("cpu", "mps") or torch.cuda.is_available()'):
+                 'seed in range(2**32)', 'device == "cpu" or torch.accelerator.is_available()'):
         name = rule.split()[0]
         if not eval(rule):
             sys.exit(f'{name} = {globals()[name]!r} breaks {rule}; the splits have {shortest=}')

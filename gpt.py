@@ -37,7 +37,7 @@ learning_rate = 1e-2  # at the first step; it falls linearly to 0
 weight_decay = 0.3  # a step multiplies the matrices in the blocks by 1 - rate * weight_decay
 compile = gpu  # torch.compile: a slower start, then faster steps
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
-resume = False  # True goes on from latest.pt, the last evaluation of an earlier run
+resume = False  # True continues from latest.pt, the last evaluation of the run before
 rank = int(os.environ.get('RANK', 0))  # under torchrun, the number of this process
 world_size = int(os.environ.get('WORLD_SIZE', 1))  # and how many there are
 
@@ -48,15 +48,15 @@ def load_data():
         meta = json.load(open('meta.json'))
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
         if meta['sha256'] != [sha256(data[split]).hexdigest() for split in ('train', 'val')]:
-            raise ValueError('they are of different texts')
+            raise ValueError('the files come from different texts')
         return meta, data
     except Exception as e:  # whatever is wrong with these files, writing them anew fixes it
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def shuffle(data, begin):
-    """Yield each step after begin and where its windows start (B,). In each epoch the data are cut
-    into windows of T + 1 characters, at other places than before, and taken in random order."""
-    n = len(data) // (block_size + 1) - 1  # one less than fit, to leave room for the offset
+    """Yield each step after begin and where its windows start (B,). An epoch cuts the data into
+    windows of T + 1 characters, from a new random offset on, and takes them in random order."""
+    n = len(data) // (block_size + 1) - 1  # one less than fit: room for the offset
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
         if i == 0 or step == begin + 1:  # a new epoch, or resuming within one
@@ -97,7 +97,7 @@ class CausalSelfAttention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             scores = q @ k.mT / D ** 0.5  # (B, H, T, T): how well each query matches each key
-            future = torch.full((T, T), -torch.inf, device=device).triu(1)
+            future = torch.full((T, T), -torch.inf, device=device).triu(1)  # -inf above diagonal
             y = (scores + future).softmax(-1) @ v  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # the heads side by side
 
@@ -134,8 +134,8 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: one table reads characters and writes them
-        nn.init.normal_(self.wte.weight, std=0.02)  # small: the first loss is ln V, a pure guess
+        self.lm_head.weight = self.wte.weight  # tied: the same table for input and output
+        nn.init.normal_(self.wte.weight, std=0.02)  # small, so that the first loss is ln V
 
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); their mean loss against targets."""
@@ -165,8 +165,8 @@ def orthogonalize(G):
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. Steps have AdamW's size, so one
-    rate serves both: arxiv.org/abs/2502.16982. torch.optim.Muon computes in bfloat16, which takes
-    540 ms a step on a CPU with AVX2 for the default model; this takes 16."""
+    rate serves both: arxiv.org/abs/2502.16982. torch.optim.Muon computes in bfloat16: on CPUs with
+    AVX2 a step of the default model takes it 540 ms, and this class 16."""
     @torch.no_grad()
     def step(self):
         group = self.param_groups[0]
@@ -175,7 +175,7 @@ class Muon(torch.optim.Optimizer):
             momentum.lerp_(p.grad, 0.05)  # 0.95 * momentum + 0.05 * gradient
             update = orthogonalize(p.grad.lerp(momentum, 0.95))  # Nesterov's momentum
             p.mul_(1 - group['lr'] * weight_decay)
-            p.sub_(update, alpha=group['lr'] * 0.2 * max(p.shape) ** 0.5)  # RMS 0.2 * lr
+            p.sub_(update, alpha=group['lr'] * 0.2 * max(p.shape) ** 0.5)  # RMS of 0.2 * lr
 
 def make_optimizers(model):
     """Muon for the matrices in the blocks, AdamW for the rest: each parameter is in exactly one."""
@@ -188,7 +188,7 @@ def make_optimizers(model):
 @torch.no_grad()
 def estimate_loss(model, data):
     """The mean loss over data (its first 2**18 characters) in windows that do not overlap."""
-    model.eval()  # without dropout and in full float32; the training loop sets both back
+    model.eval()  # no dropout; in full float32, to compare runs. Training sets both back
     torch.set_float32_matmul_precision('highest')
     starts = range(0, min(2**18, len(data)) - block_size, block_size)
     idx, targets = get_batch(data, np.array(starts))
@@ -196,7 +196,7 @@ def estimate_loss(model, data):
     return sum(model(x, y)[1].item() * len(x) for x, y in batches) / len(idx)
 
 def save(path, ckpt):
-    """Write to a temporary folder and move the file to path: what is there is always whole."""
+    """Write to a temporary folder, then move: an interrupted save never damages what is at path."""
     try:
         with tempfile.TemporaryDirectory(suffix='.tmp', dir='.') as folder:
             torch.save(ckpt, f'{folder}/{path}')
@@ -213,13 +213,13 @@ def restore(parts, meta, data):
         same = abs(estimate_loss(parts['model'], data['val']) - latest['val_loss']) < 1e-5
         damage = zipfile.ZipFile('latest.pt').testzip()  # torch.load compares no checksums
         if damage or not same or meta != latest['meta'] or latest['step'] >= max_iters:
-            raise ValueError('it is damaged, of another model or text, or at max_iters already')
+            raise ValueError('it is damaged, of another model or text, or has reached max_iters')
         return latest['step'], latest['best_loss']
     except Exception as e:
         sys.exit(f'cannot resume from latest.pt: {e!r:.200}')
 
 def check_settings(train_length, val_length):
-    """Exit before any work if a rule is broken. A rule is Python, and its own error message."""
+    """Exit before any work if a rule is false. Rules are Python, so that they can be printed."""
     for rule in ('n_layer in range(1, 1000)', 'n_head in range(1, n_embd)', 'seed in range(2**32)',
                  'n_embd % (2 * n_head) == 0', 'dropout >= 0', 'eval_interval in range(1, 10**9)',
                  'block_size in range(1, val_length)', 'max_iters in range(1, 10**9)',
@@ -240,11 +240,11 @@ def train():
     optimizers = make_optimizers(model)
     parts = {'model': model} | optimizers
     begin, best_loss = restore(parts, meta, data) if resume else (0, np.inf)
-    net = torch.compile(model) if compile else model
+    net = torch.compile(model) if compile else model  # shares its parameters
     if world_size > 1:
         torch.distributed.init_process_group()
         net = nn.parallel.DistributedDataParallel(net)  # averages the gradients of the processes
-    window, _ = get_batch(data['val'], np.array([0]))  # (1, T), to test sample.py with
+    window, _ = get_batch(data['val'], np.array([0]))  # (1, T): sample.py must get its logits
     start = time.time()
 
     for step, starts in shuffle(data['train'], begin):

@@ -134,7 +134,7 @@ def print_attention(model, idx, text):
 
 # ---- main ----
 def check_settings():
-    """Exit with one line if a global breaks a rule. A rule begins with the name of its global."""
+    """Exit with one line if a rule is false. Rules are Python, so that they can be printed."""
     for rule in ('temperature >= 0', 'top_k is None or top_k > 0', 'top_p > 0', 'top_p <= 1',
                  'num_samples in range(1, 10**6)', 'max_new_tokens in range(10**9)',
                  'show in ("", "surprise", "attention")'):
