@@ -457,6 +457,13 @@ def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong(
         assert 0.15 < after.diagonal().min() and after.diagonal().max() < 2
         assert (after - after.diagonal().diag()).abs().max() < 1e-3
 
+def test_orthogonalize_maps_a_singular_value_as_the_paper_says():
+    s = 1 / 1.01  # of a matrix with only one, after it is divided by its norm
+    for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
+        s = a * s + b * s ** 3 + c * s ** 5
+    G = torch.outer(torch.randn(20), torch.randn(30))
+    assert_close(gpt.orthogonalize(G), s * G / G.norm(), rtol=1e-3, atol=1e-4)
+
 def test_a_step_of_muon_is_the_formula(tiny, monkeypatch):
     monkeypatch.setattr(gpt, 'weight_decay', 0.5)
     p = torch.nn.Parameter(torch.randn(8, 32))
@@ -478,7 +485,9 @@ def test_every_parameter_is_in_exactly_one_optimizer_and_only_matrices_decay(tin
     in_muon, in_adamw = (o.param_groups[0]['params'] for o in (muon, adamw))
     assert sorted(map(id, in_muon + in_adamw)) == sorted(map(id, model.parameters()))
     assert all(p.shape in ((96, 32), (32, 32), (128, 32), (32, 128)) for p in in_muon)
-    assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]['weight_decay'] == 0
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.param_groups[0]['weight_decay'] == 0
+    assert adamw.param_groups[0]['betas'] == (0.9, 0.99)
 
 # ---- training ----
 
@@ -1099,6 +1108,16 @@ def test_each_script_is_complete_on_its_own():
         assert lines[0] == '# /// script'
         imports = re.compile(r' *(from|import) (bigram|gpt|prepare|sample)\b')
         assert not any(map(imports.match, lines)), script
+
+def test_each_name_and_test_in_the_readme_exists():
+    table = (HERE / 'README.md').read_text(encoding='utf-8').split('## From the lecture to here')[1]
+    rows = re.findall(r'^\|[^|]*\|([^|]*)\| `(test_\w+)` \|$', table, flags=re.M)
+    scripts = [(HERE / f'{name}.py').read_text() for name in ('prepare', 'bigram', 'gpt')]
+    assert len(rows) == 12
+    for ours, test in rows:
+        assert test in globals()
+        for name in re.findall(r'`(\w+)`', ours):
+            assert any(re.search(rf'\b{name}\b', script) for script in scripts), name
 
 def test_the_whole_path_from_a_text_to_a_sample(tmp_path):
     texts = [TEXT, TEXT.replace('\n', ' '), 'Быть или не быть. ' * 100]
