@@ -7,7 +7,7 @@
     python gpt.py        (or uv run gpt.py, which first installs what the lines above name)
 
 trains on what prepare.py made, then writes a little. On Tiny Shakespeare it reaches val loss 1.47
-in under three minutes on 2 CPU cores. Shapes: B windows in a batch, T characters in a window,
+in three to five minutes on 2 CPU cores. Shapes: B windows in a batch, T characters in a window,
 C channels for each, H attention heads of D = C / H channels, V characters in the vocabulary.
 """
 import json
