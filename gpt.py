@@ -60,7 +60,7 @@ def shuffle(data, begin):
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
         if i == 0 or step == begin + 1:  # a new epoch, or resuming within one
-            rng = np.random.default_rng((seed, epoch))
+            rng = np.random.default_rng((seed % 2**32, epoch))
             starts = rng.integers(block_size + 1) + (block_size + 1) * rng.permutation(n)
         yield step, starts[i * batch_size:(i + 1) * batch_size]
 
@@ -71,34 +71,33 @@ def get_batch(data, starts):
     return windows[:, :-1], windows[:, 1:]
 
 # ---- model ----
-def rotate(x, cos, sin):
+def rotate(x, angle):
     """Rotary positions, arxiv.org/abs/2104.09864: rotate the pair of channels i and i + D/2 of x
-    (B, H, T, D) by its position times frequency_i; then q @ k.mT sees positions as distances."""
+    (B, H, T, D) by its angle (T, D/2), position times frequency_i. Then q @ k.mT depends on how far
+    apart two positions are, not on where they stand."""
+    cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (B, H, T, D/2) each
-    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (B, H, T, D)
 
 class CausalSelfAttention(nn.Module):
     """Communication: each character gathers what it needs from itself and the ones before it."""
     def __init__(self):
         super().__init__()
-        self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)  # queries, keys, values at once
+        self.query = nn.Linear(n_embd, n_embd, bias=False)  # what a position looks for
+        self.key = nn.Linear(n_embd, n_embd, bias=False)  # what it can be found by
+        self.value = nn.Linear(n_embd, n_embd, bias=False)  # what it passes on when found
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)
 
     def forward(self, x):
         B, T, C = x.shape
         D = C // n_head
-        qkv = self.c_attn(x).view(B, T, 3, n_head, D)  # multi-head self-attention
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-        frequency = 10000 ** -(torch.arange(0, D, 2, device=device) / D)
-        angle = torch.outer(torch.arange(T, device=device), frequency)  # (T, D/2)
-        q = rotate(F.layer_norm(q, (D,)), angle.cos(), angle.sin())  # normalized: QK-norm, of
-        k = rotate(F.layer_norm(k, (D,)), angle.cos(), angle.sin())  # arxiv.org/abs/2302.05442
-        if x.is_cuda:  # softmax(q @ k.mT / sqrt(D) + future) @ v in one call, slower on a CPU
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            scores = q @ k.mT / D ** 0.5  # (B, H, T, T): how well each query matches each key
-            future = torch.full((T, T), -torch.inf, device=device).triu(1)  # -inf above diagonal
-            y = (scores + future).softmax(-1) @ v  # (B, H, T, D)
+        q, k, v = [linear(x).view(B, T, n_head, D).transpose(1, 2)  # (B, H, T, D) each: multi-head
+                   for linear in (self.query, self.key, self.value)]  # self-attention
+        angle = torch.outer(torch.arange(T), 10000 ** -(torch.arange(0, D, 2) / D)).to(device)
+        q, k = rotate(F.layer_norm(torch.stack((q, k)), [D]), angle)  # normalized, then rotated
+        scores = q @ k.mT / D ** 0.5  # (B, H, T, T): how well each query matches each key
+        future = torch.full((T, T), -torch.inf, device=device).triu(1)  # above the diagonal
+        y = (scores + future).softmax(-1) @ v  # softmax(q @ k.mT / sqrt(D) + future) @ v
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # the heads side by side
 
 class MLP(nn.Module):
@@ -141,7 +140,7 @@ class GPT(nn.Module):
         """Logits (B, T, V) of what follows each of idx (B, T); their mean loss against targets."""
         x = self.wte(idx) + self.wpe[:idx.shape[1]]  # (B, T, C)
         logits = self.lm_head(self.ln_f(self.blocks(x)))  # (B, T, V)
-        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = None if targets is None else F.cross_entropy(logits.mT, targets)
         return logits, loss
 
     @torch.no_grad()
@@ -170,10 +169,10 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         group = self.param_groups[0]
-        for p in filter(lambda p: p.grad is not None, group['params']):  # those in use
+        for p in [p for p in group['params'] if p.grad is not None]:  # those that are used
             momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
-            momentum.lerp_(p.grad, 0.05)  # 0.95 * momentum + 0.05 * gradient
-            update = orthogonalize(p.grad.lerp(momentum, 0.95))  # Nesterov's momentum
+            momentum.lerp_(p.grad, 0.1)  # 0.9 * momentum + 0.1 * gradient
+            update = orthogonalize(p.grad.lerp(momentum, 0.9))  # Nesterov's momentum
             p.mul_(1 - group['lr'] * weight_decay)
             p.sub_(update, alpha=group['lr'] * 0.2 * max(p.shape) ** 0.5)  # RMS of 0.2 * lr
 
@@ -181,8 +180,7 @@ def make_optimizers(model):
     """Muon for the matrices in the blocks, AdamW for the rest: each parameter is in exactly one."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p not in set(matrices)]
-    return {'muon': Muon(matrices, {'lr': learning_rate}),
-            'adamw': torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.0)}
+    return {'muon': Muon(matrices, {'lr': learning_rate}), 'adam': torch.optim.Adam(others)}
 
 # ---- training ----
 @torch.no_grad()
@@ -207,7 +205,7 @@ def save(path, ckpt):
 def restore(parts, meta, data):
     """Load the model and the optimizers from latest.pt; returns its step and the best val loss."""
     try:
-        latest = torch.load('latest.pt', map_location=device, weights_only=True)
+        latest = torch.load('latest.pt', map_location=device)  # runs no code
         for name, part in parts.items():
             part.load_state_dict(latest[name])
         same = abs(estimate_loss(parts['model'], data['val']) - latest['val_loss']) < 1e-5
@@ -218,23 +216,24 @@ def restore(parts, meta, data):
     except Exception as e:
         sys.exit(f'cannot resume from latest.pt: {e!r:.200}')
 
-def check_settings(train_length, val_length):
-    """Exit before any work if a rule is false. Rules are Python, so that they can be printed."""
-    for rule in ('n_layer in range(1, 1000)', 'n_head in range(1, n_embd)', 'seed in range(2**32)',
-                 'n_embd % (2 * n_head) == 0', 'dropout >= 0', 'eval_interval in range(1, 10**9)',
-                 'block_size in range(1, val_length)', 'max_iters in range(1, 10**9)',
-                 'batch_size in range(world_size, train_length // (block_size + 1), world_size)',
-                 'dropout < 1', 'device == "cpu" or torch.accelerator.is_available()'):
-        name = rule.split()[0]
-        if not eval(rule):
-            sys.exit(f'{name} = {globals()[name]!r} breaks {rule} ({train_length=}, {val_length=})')
+def check_settings(data):
+    """Exit before any work if a setting cannot work, in one line that says what it may be."""
+    assert min(n_layer, max_iters) > 0, f'{n_layer=}, {max_iters=}: each must be 1 or more'
+    assert n_head > 0 == n_embd % (2 * n_head), f'{n_embd=} must be a multiple of 2 * {n_head=}'
+    assert 0 <= dropout < 1, f'{dropout=} must be 0 or more and below 1'
+    assert eval_interval > 0, f'{eval_interval=} must be 1 or more'
+    n = len(data['val'])
+    assert 0 < block_size < n, f'{block_size=} must be above 0 and, to fit into val, below {n}'
+    n = len(data['train']) // (block_size + 1)  # windows in an epoch
+    assert batch_size in range(world_size, n, world_size), f'{batch_size=} must be below {n}'
+    assert device == 'cpu' or torch.accelerator.is_available(), f'{device=}: there is none here'
 
 def train():
     """Train from scratch, or from latest.pt on; under torchrun, as one of world_size processes."""
     meta, data = load_data()
-    check_settings(len(data['train']), len(data['val']))
+    check_settings(data)
     if world_size > 1 and gpu:
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        torch.cuda.set_device(rank)
     torch.manual_seed(seed)
     model = GPT(len(meta['chars'])).to(device)
     optimizers = make_optimizers(model)
@@ -263,8 +262,7 @@ def train():
             print(f'step {step}, {time.time() - start:.0f} s: batch loss {loss:.4f}', flush=True)
         if rank == 0 and (step % eval_interval == 0 or step == max_iters):
             val_loss = estimate_loss(model, data['val'])
-            if not np.isfinite(val_loss):
-                sys.exit(f'val loss is {val_loss} in step {step}: lower learning_rate')
+            assert val_loss < np.inf, f'{val_loss=} in {step=}: lower learning_rate'
             best_loss = min(best_loss, val_loss)
             ckpt = {'meta': meta, 'n_layer': n_layer, 'n_head': n_head, 'val_loss': val_loss,
                     'step': step, 'best_loss': best_loss, 'example': (window, model(window)[0])}
@@ -274,12 +272,14 @@ def train():
                 save('ckpt.pt', ckpt)  # the best so far, for sample.py
             print(f'step {step}: val loss {val_loss:.4f}, best {best_loss:.4f}', flush=True)
     if rank == 0:
-        text = ''.join(meta['chars'][i] for i in model.generate(window[:, :1], 200)[0])
-        print(''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text))
+        chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in meta['chars']]
+        print(''.join(chars[i] for i in model.generate(window[:, :1], 200)[0]))
 
 if __name__ == '__main__':
     torch.empty(8_000_000)  # 32 MB freed once: glibc then keeps memory to reuse, up to 10% faster
     try:
         train()
+    except AssertionError as e:
+        sys.exit(e)
     except (KeyboardInterrupt, UnicodeError) as e:
         sys.exit(f'stopped ({e!r}): resume = True goes on from latest.pt, if there is one')

@@ -28,11 +28,9 @@ top_p = 1.0  # choose among the likeliest that together reach this probability
 seed = 1337  # the same seed gives the same text on the same machine
 show = ''  # 'surprise' tints the unlikely, 'attention' what the last character of start looks at
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
+color = 'NO_COLOR' not in os.environ and (sys.stdout.isatty() or 'FORCE_COLOR' in os.environ)
 
 # ---- model ----
-def norm(x, weight=None):
-    return torch.layer_norm(x, x.shape[-1:], weight)
-
 def rotate(x, cos, sin):
     """Rotary positions, as in gpt.py."""
     x1, x2 = x.chunk(2, -1)  # (B, H, T, D/2) each
@@ -41,52 +39,57 @@ def rotate(x, cos, sin):
 class Model:
     """The GPT of gpt.py in use: takes the weights it knows out of a state_dict."""
     def __init__(self, weights, n_layer, n_head):
-        take = lambda name: weights.pop(f'{name}.weight').t().contiguous()  # for x @ weight
-        parts = 'ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj'
+        def take(name):
+            weight = weights.pop(f'{name}.weight').t()  # for x @ weight
+            return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()  # faster
+
+        parts = ('ln_1', 'attn.query', 'attn.key', 'attn.value', 'attn.c_proj',
+                 'ln_2', 'mlp.c_fc', 'mlp.c_proj')
         self.blocks = [[take(f'blocks.{i}.{part}') for part in parts] for i in range(n_layer)]
         self.ln_f, self.lm_head = take('ln_f'), take('lm_head')
         self.wte, self.wpe = weights.pop('wte.weight'), weights.pop('wpe')
         self.n_head = n_head
         S, C = self.wpe.shape
-        frequency = 10000 ** -(torch.arange(0, C // n_head, 2, device=device) / (C // n_head))
-        self.angle = torch.outer(torch.arange(S, device=device), frequency)  # (S, D/2)
+        D = C // n_head
+        angle = torch.outer(torch.arange(S), 10000 ** -(torch.arange(0, D, 2) / D)).to(device)
+        self.cos, self.sin = angle.cos(), angle.sin()  # (S, D/2) each
 
-    def forward(self, idx, pos=0):
+    def __call__(self, idx, pos=0):
         """Logits (B, T, V) of what follows each of idx (B, T), the first of which is at pos. At 0
         this is prefill, which begins a new cache; then comes decode, one character a call."""
         (B, T), (S, C) = idx.shape, self.wpe.shape
         H, D = self.n_head, C // self.n_head
         if pos == 0:  # for each block, room for keys and values (B, H, S, D)
             self.cache = torch.zeros(len(self.blocks), 2, B, H, S, D, device=device)
-        future = torch.full((T, T), -torch.inf, device=device).triu(1)
-        angle = self.angle[pos:pos + T]  # (T, D/2)
-        cos, sin = angle.cos(), angle.sin()
+        cos, sin = self.cos[pos:pos + T], self.sin[pos:pos + T]  # (T, D/2) each
         self.attention = []
         x = self.wte[idx] + self.wpe[pos:pos + T]  # (B, T, C)
         for block, (keys, values) in zip(self.blocks, self.cache[..., :pos + T, :]):
-            ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj = block
-            qkv = (norm(x, ln_1) @ c_attn).view(B, T, 3, H, D)
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-            q = rotate(norm(q), cos, sin)
-            keys[:, :, pos:] = rotate(norm(k), cos, sin)
+            ln_1, query, key, value, attn_proj, ln_2, c_fc, mlp_proj = block
+            z = F.layer_norm(x, [C], ln_1)
+            q, k, v = [(z @ weight).view(B, T, H, D).transpose(1, 2)  # (B, H, T, D) each
+                       for weight in (query, key, value)]
+            q, k = rotate(F.layer_norm(torch.stack((q, k)), [D]), cos, sin)
+            keys[:, :, pos:] = k
             values[:, :, pos:] = v
             scores = q @ keys.mT / D ** 0.5  # (B, H, T, pos+T)
-            scores[..., pos:] += future
-            self.attention.append(scores.softmax(-1))
-            y = self.attention[-1] @ values  # (B, H, T, D)
+            if pos == 0:  # later, one character a call, there is no future to hide
+                scores += torch.full((T, T), -torch.inf, device=device).triu(1)
+            attention = scores.softmax(-1)
+            self.attention.append(attention)
+            y = attention @ values  # (B, H, T, D)
             x = x + y.transpose(1, 2).reshape(B, T, C) @ attn_proj
-            x = x + F.gelu(norm(x, ln_2) @ c_fc) @ mlp_proj
-        return norm(x, self.ln_f) @ self.lm_head
+            x = x + F.gelu(F.layer_norm(x, [C], ln_2) @ c_fc) @ mlp_proj
+        return F.layer_norm(x, [C], self.ln_f) @ self.lm_head
 
 def load_model():
     """The model in ckpt.pt and its characters; exits unless it answers here as it did in gpt.py."""
     try:
-        if zipfile.ZipFile('ckpt.pt').testzip():  # torch.load compares no checksums
-            raise ValueError('it is damaged')
-        ckpt = torch.load('ckpt.pt', map_location=device, weights_only=True)
+        assert not zipfile.ZipFile('ckpt.pt').testzip()  # torch.load compares no checksums
+        ckpt = torch.load('ckpt.pt', map_location=device)  # runs no code
         model = Model(ckpt['model'], ckpt['n_layer'], ckpt['n_head'])
         window, logits = ckpt['example']
-        if ckpt['model'] or not torch.allclose(model.forward(window), logits, rtol=1e-3, atol=1e-3):
+        if ckpt['model'] or not torch.allclose(model(window), logits, 1e-3, 1e-3):
             raise KeyError(*ckpt['model'])
         return model, ckpt['meta']['chars']
     except KeyError as e:
@@ -100,7 +103,8 @@ def choose(logits):
     """One token for each row of logits (B, V): (B, 1)."""
     logits, order = logits.topk(min(top_k or sys.maxsize, logits.shape[1]))  # (B, top_k), sorted
     probs = (logits / max(temperature, 1e-9)).softmax(-1)
-    probs[probs.cumsum(-1) - probs >= top_p] = 0  # the likelier ones already reach top_p
+    if top_p < 1:
+        probs[probs.cumsum(-1) - probs >= top_p] = 0  # the likelier ones already reach top_p
     return order.gather(1, torch.multinomial(probs, 1))
 
 def generate(model, idx):
@@ -111,7 +115,7 @@ def generate(model, idx):
     for _ in range(max_new_tokens):
         if idx.shape[1] > len(model.wpe):
             idx, pos = idx[:, -len(model.wpe) // 2:], 0
-        logits = model.forward(idx[:, pos:], pos)[:, -1]  # (B, V)
+        logits = model(idx[:, pos:], pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits
         pos = idx.shape[1]
@@ -120,39 +124,40 @@ def generate(model, idx):
 # ---- pictures ----
 def tint(char, strength):
     """The character on red, the deeper the nearer strength is to 1; plain below 0.1."""
-    if strength < 0.1 or char == '\n' or not sys.stdout.isatty() or 'NO_COLOR' in os.environ:
+    if strength < 0.1 or char == '\n' or not color:
         return char
     pale = int(230 * (1 - strength))
     return f'\x1b[30;48;2;255;{pale};{pale}m{char}\x1b[0m'
 
 def print_attention(model, idx, text):
-    """For each block and head the text of idx (1, T), tinted where its last character looks."""
-    model.forward(idx)
-    for i, att in enumerate(model.attention):
-        for h, weights in enumerate(att[0, :, -1]):  # (T,)
-            print(f'block {i + 1} head {h + 1} ', *map(tint, text, weights / max(weights)), sep='')
+    """A triangle for each block and head: line t has the first t characters of the text of idx
+    (1, T), tinted where the last of them looks."""
+    model(idx)
+    for i, attention in enumerate(model.attention):
+        for h, triangle in enumerate(attention[0]):  # (T, T)
+            print(f'block {i + 1}, head {h + 1}')
+            for t, weights in enumerate(triangle, 1):
+                print(*map(tint, text[:t], weights / max(weights)), sep='')
 
 # ---- main ----
 def check_settings():
-    """Exit with one line if a rule is false. Rules are Python, so that they can be printed."""
-    for rule in ('temperature >= 0', 'top_k is None or top_k > 0', 'top_p > 0', 'top_p <= 1',
-                 'num_samples in range(1, 10**6)', 'max_new_tokens in range(10**9)',
-                 'show in ("", "surprise", "attention")'):
-        name = rule.split()[0]
-        if not eval(rule):
-            sys.exit(f'{name} = {globals()[name]!r} breaks {rule}')
+    """Exit before any work if a setting cannot work, in one line that says what it may be."""
+    assert num_samples > 0, f'{num_samples=} must be 1 or more'
+    assert max_new_tokens >= 0, f'{max_new_tokens=} must be 0 or more'
+    assert temperature >= 0, f'{temperature=} must be 0 or more'
+    assert top_k is None or top_k > 0, f'{top_k=} must be None, for no limit, or 1 or more'
+    assert 0 < top_p <= 1, f'{top_p=} must be above 0 and at most 1'
+    assert show in ('', 'surprise', 'attention'), f"{show=} must be '', 'surprise' or 'attention'"
+    assert start or show != 'attention', f"{show=} needs a start to look back on, 'O Romeo' say"
 
 def read_start(chars):
     """The tokens of start; an empty one becomes the first of chars, in most texts a newline."""
-    stoi = {char: i for i, char in enumerate(chars)}
-    try:
-        text = start
-        if start.startswith('FILE:'):
-            text = open(start[5:], newline='', encoding='utf-8-sig').read()
-        return [stoi[char] for char in text] or [0]
-    except (OSError, ValueError, KeyError) as e:
-        sys.exit(f'start = {start!r:.60} is no text file in UTF-8, or has a character that '
-                 f'the model has never seen: {e!r}')
+    text = start
+    if start.startswith('FILE:'):
+        text = open(start[5:], newline='', encoding='utf-8-sig').read()
+    unknown = set(text) - set(chars)
+    assert not unknown, f'start has characters that the model has never seen: {unknown}'
+    return [chars.index(char) for char in text] or [0]
 
 @torch.inference_mode()
 def main():
@@ -163,6 +168,9 @@ def main():
     if sys.stdout.isatty():  # a terminal obeys control characters: show them escaped
         chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in chars]
     text = [chars[i] for i in idx[0]]
+    if show:
+        print('Red: not expected, or looked at' if color else 'No terminal or NO_COLOR, so no red',
+              file=sys.stderr)
     if show == 'attention':
         print_attention(model, idx[:, -len(model.wpe):], text[-len(model.wpe):])
     torch.manual_seed(seed)
@@ -170,10 +178,8 @@ def main():
     tokens = []
     for token, logits in generate(model, idx.expand(num_samples, -1)):
         tokens.append(token)
-        char = chars[token[0]]
-        if show == 'surprise':
-            char = tint(char, 1 - logits[0].softmax(-1)[token[0]])
-        print(char, end='', flush=True)
+        surprise = 1 - logits[0].softmax(-1)[token[0]] if show == 'surprise' else 0
+        print(tint(chars[token[0]], surprise), end='', flush=True)
     print()
     for sample in range(1, num_samples):
         print('-' * 40, ''.join(text + [chars[token[sample]] for token in tokens]), sep='\n')
@@ -184,3 +190,5 @@ if __name__ == '__main__':
         main()
     except (KeyboardInterrupt, BrokenPipeError):  # the reader has had enough
         os._exit(130)  # sys.exit would write to the closed pipe again
+    except (AssertionError, OSError, UnicodeError) as e:
+        sys.exit(e)
