@@ -42,7 +42,7 @@ def load_data():
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def get_batch(data):
-    """Inputs and targets (B, T): random windows of data, and the same one character on."""
+    """Inputs and targets (B, T): random windows of data, and the same, one later."""
     starts = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # (B, 1)
     windows = data[starts + np.arange(block_size + 1)]  # (B, T+1)
     windows = torch.from_numpy(windows.astype(np.int64)).to(device)
@@ -83,7 +83,7 @@ def estimate_loss(model, data):
     return np.mean(losses)
 
 def check_settings(shortest):
-    """Exit before any work if a setting cannot work; the shorter split has shortest characters."""
+    """Exit before any work if a setting cannot work; shortest: length of the shorter split."""
     assert 0 < batch_size < 10**6, f'{batch_size=} must be 1 or more and below a million'
     assert 0 < block_size < shortest, f'{block_size=} must be from 1 to {shortest - 1}'
     assert max_iters > 0, f'{max_iters=} must be 1 or more'

@@ -7,8 +7,8 @@
     python gpt.py        (or uv run gpt.py, which first installs what the lines above name)
 
 trains on what prepare.py made, then writes a little. On Tiny Shakespeare it reaches val loss 1.47
-in three to five minutes on 2 CPU cores. Shapes: B windows in a batch, T characters in a window,
-C channels for each, H attention heads of D = C / H channels, V characters in the vocabulary.
+in three to four minutes on 2 CPU cores. Shapes: B windows in a batch, T characters in a window,
+C channels for a character, H attention heads of D = C / H channels, V characters to choose from.
 """
 import json
 import os
@@ -28,22 +28,22 @@ gpu = 'cuda' in device  # two configurations: a small model for a CPU, a larger 
 batch_size = 64 if gpu else 16  # windows in a step, over all processes together
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
 max_iters = 1000 if gpu else 1900  # steps of training
-eval_interval = 250  # steps between two evaluations on the val split, each saved
+eval_interval = 400  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
 n_head = n_embd // 64  # attention heads in a block; n_embd is a multiple of 2 * n_head
 dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above train loss
 learning_rate = 1e-2  # at the first step; it falls linearly to 0
-weight_decay = 0.3  # a step multiplies the matrices in the blocks by 1 - rate * weight_decay
+weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
 compile = gpu  # torch.compile: a slower start, then faster steps
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
-resume = False  # True continues from latest.pt, the last evaluation of the run before
+resume = False  # True continues from latest.pt, saved at the last evaluation
 rank = int(os.environ.get('RANK', 0))  # under torchrun, the number of this process
 world_size = int(os.environ.get('WORLD_SIZE', 1))  # and how many there are
 
 # ---- data ----
 def load_data():
-    """What prepare.py made: meta.json and, for each split, the array of its tokens."""
+    """What prepare.py made: meta.json (chars, sha256 of each split), and each split's tokens."""
     try:
         meta = json.load(open('meta.json'))
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
@@ -54,13 +54,13 @@ def load_data():
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def shuffle(data, begin):
-    """Yield each step after begin and where its windows start (B,). An epoch cuts the data into
-    windows of T + 1 characters, from a new random offset on, and takes them in random order."""
-    n = len(data) // (block_size + 1) - 1  # one less than fit: room for the offset
+    """Yield each step after begin with the starts of its windows (B,). Each epoch cuts the data,
+    from a new random offset, into windows of T + 1 characters and shuffles them."""
+    n = len(data) // (block_size + 1) - 1  # one fewer than fit, to allow for the offset
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
         if i == 0 or step == begin + 1:  # a new epoch, or resuming within one
-            rng = np.random.default_rng((seed % 2**32, epoch))
+            rng = np.random.default_rng((abs(seed), epoch))
             starts = rng.integers(block_size + 1) + (block_size + 1) * rng.permutation(n)
         yield step, starts[i * batch_size:(i + 1) * batch_size]
 
@@ -72,15 +72,14 @@ def get_batch(data, starts):
 
 # ---- model ----
 def rotate(x, angle):
-    """Rotary positions, arxiv.org/abs/2104.09864: rotate the pair of channels i and i + D/2 of x
-    (B, H, T, D) by its angle (T, D/2), position times frequency_i. Then q @ k.mT depends on how far
-    apart two positions are, not on where they stand."""
+    """Rotary positions, arxiv.org/abs/2104.09864: rotate the channels i and i + D/2 of x (.., T, D)
+    by an angle (T, D/2), so that q @ k.mT depends on how far apart two positions are."""
     cos, sin = angle.cos(), angle.sin()
-    x1, x2 = x.chunk(2, -1)  # (B, H, T, D/2) each
-    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (B, H, T, D)
+    x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
+    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
 class CausalSelfAttention(nn.Module):
-    """Communication: each character gathers what it needs from itself and the ones before it."""
+    """Communication: each position gathers what it needs from itself and those before it."""
     def __init__(self):
         super().__init__()
         self.query = nn.Linear(n_embd, n_embd, bias=False)  # what a position looks for
@@ -91,13 +90,13 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x):
         B, T, C = x.shape
         D = C // n_head
-        q, k, v = [linear(x).view(B, T, n_head, D).transpose(1, 2)  # (B, H, T, D) each: multi-head
-                   for linear in (self.query, self.key, self.value)]  # self-attention
-        angle = torch.outer(torch.arange(T), 10000 ** -(torch.arange(0, D, 2) / D)).to(device)
-        q, k = rotate(F.layer_norm(torch.stack((q, k)), [D]), angle)  # normalized, then rotated
+        q, k, v = [linear(x).view(B, T, n_head, D).transpose(1, 2)  # (B, H, T, D) each
+                   for linear in (self.query, self.key, self.value)]  # multi-head self-attention
+        angle = (torch.arange(T)[:, None] / 10000 ** (torch.arange(0, D, 2) / D)).to(device)
+        q, k = [rotate(F.layer_norm(x, [D]), angle) for x in (q, k)]  # QK-norm, arxiv 2302.05442
         scores = q @ k.mT / D ** 0.5  # (B, H, T, T): how well each query matches each key
-        future = torch.full((T, T), -torch.inf, device=device).triu(1)  # above the diagonal
-        y = (scores + future).softmax(-1) @ v  # softmax(q @ k.mT / sqrt(D) + future) @ v
+        future = torch.full((T, T), -torch.inf, device=device).triu(1)  # -inf there, else 0
+        y = (scores + future).softmax(-1) @ v  # (B, H, T, D): softmax(q @ k.mT / sqrt(D)) @ v
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # the heads side by side
 
 class MLP(nn.Module):
@@ -129,7 +128,7 @@ class GPT(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where: lowers val loss by 0.01
+        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where: with rotary, 0.01 better
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
@@ -140,44 +139,44 @@ class GPT(nn.Module):
         """Logits (B, T, V) of what follows each of idx (B, T); their mean loss against targets."""
         x = self.wte(idx) + self.wpe[:idx.shape[1]]  # (B, T, C)
         logits = self.lm_head(self.ln_f(self.blocks(x)))  # (B, T, V)
-        loss = None if targets is None else F.cross_entropy(logits.mT, targets)
+        loss = None if targets is None else F.cross_entropy(logits.mT, targets)  # (B, V, T)
         return logits, loss
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
         """Append max_new_tokens sampled tokens to each row of idx (B, T)."""
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -block_size:])  # the model can look back no further
+            logits, _ = self(idx[:, -len(self.wpe):])  # the model can look back no further
             probs = logits[:, -1].softmax(-1)  # (B, V)
             idx = torch.cat((idx, torch.multinomial(probs, 1)), dim=1)  # (B, T+1)
         return idx
 
 def orthogonalize(G):
-    """Bring the singular values of G near 1, so that a step is as large in each direction."""
+    """Bring the singular values of G near 1, so that each direction gets an equal step."""
     if G.shape[0] > G.shape[1]:
         return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
     X = G / (1.01 * G.norm() + 1e-7)  # all singular values below 1
     for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X  # s -> a s + b s^3 + c s^5, arxiv.org/abs/2505.16932
+        X = a * X + (b * A + c * A @ A) @ X  # s to a s + b s^3 + c s^5: arxiv 2505.16932
     return X
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. Steps have AdamW's size, so one
-    rate serves both: arxiv.org/abs/2502.16982. torch.optim.Muon computes in bfloat16: on CPUs with
-    AVX2 a step of the default model takes it 540 ms, and this class 16."""
+    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. torch.optim.Muon computes in
+    bfloat16: on CPUs without AVX-512 a step of the default model takes it 540 ms, and ours 16."""
     @torch.no_grad()
     def step(self):
         group = self.param_groups[0]
         for p in [p for p in group['params'] if p.grad is not None]:  # those that are used
             momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
             momentum.lerp_(p.grad, 0.1)  # 0.9 * momentum + 0.1 * gradient
-            update = orthogonalize(p.grad.lerp(momentum, 0.9))  # Nesterov's momentum
+            update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov's momentum
             p.mul_(1 - group['lr'] * weight_decay)
-            p.sub_(update, alpha=group['lr'] * 0.2 * max(p.shape) ** 0.5)  # RMS of 0.2 * lr
+            # scaled to an RMS of 0.2, like Adam's, so that one rate serves both: arxiv 2502.16982
+            p.sub_(update, alpha=group['lr'] * 0.2 * max(p.shape) ** 0.5)
 
 def make_optimizers(model):
-    """Muon for the matrices in the blocks, AdamW for the rest: each parameter is in exactly one."""
+    """Muon for the matrices in the blocks, Adam for the rest: each parameter is in exactly one."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p not in set(matrices)]
     return {'muon': Muon(matrices, {'lr': learning_rate}), 'adam': torch.optim.Adam(others)}
@@ -186,7 +185,7 @@ def make_optimizers(model):
 @torch.no_grad()
 def estimate_loss(model, data):
     """The mean loss over data (its first 2**18 characters) in windows that do not overlap."""
-    model.eval()  # no dropout; in full float32, to compare runs. Training sets both back
+    model.eval()  # no dropout; full float32, to compare runs: train() resets both
     torch.set_float32_matmul_precision('highest')
     starts = range(0, min(2**18, len(data)) - block_size, block_size)
     idx, targets = get_batch(data, np.array(starts))
@@ -200,18 +199,19 @@ def save(path, ckpt):
             torch.save(ckpt, f'{folder}/{path}')
             os.replace(f'{folder}/{path}', path)
     except (OSError, RuntimeError) as e:
-        sys.exit(f'cannot write {path} ({e}): is the disk full? The file before it is intact')
+        sys.exit(f'cannot write {path} ({e}): is the disk full? The old file is intact')
 
 def restore(parts, meta, data):
-    """Load the model and the optimizers from latest.pt; returns its step and the best val loss."""
+    """Load latest.pt and check that its val loss comes out again. Returns its step, best loss."""
     try:
-        latest = torch.load('latest.pt', map_location=device)  # runs no code
+        assert not zipfile.ZipFile('latest.pt').testzip(), 'damaged: a checksum is wrong'
+        latest = torch.load('latest.pt', map_location=device)  # weights only: runs no code
+        assert latest['meta'] == meta, 'it was trained on another text'
+        assert latest['step'] < max_iters, 'it has reached max_iters'
         for name, part in parts.items():
             part.load_state_dict(latest[name])
-        same = abs(estimate_loss(parts['model'], data['val']) - latest['val_loss']) < 1e-5
-        damage = zipfile.ZipFile('latest.pt').testzip()  # torch.load compares no checksums
-        if damage or not same or meta != latest['meta'] or latest['step'] >= max_iters:
-            raise ValueError('it is damaged, of another model or text, or has reached max_iters')
+        loss = estimate_loss(parts['model'], data['val'])
+        assert abs(loss - latest['val_loss']) < 1e-5, 'it was made by another model'
         return latest['step'], latest['best_loss']
     except Exception as e:
         sys.exit(f'cannot resume from latest.pt: {e!r:.200}')
@@ -219,21 +219,21 @@ def restore(parts, meta, data):
 def check_settings(data):
     """Exit before any work if a setting cannot work, in one line that says what it may be."""
     assert min(n_layer, max_iters) > 0, f'{n_layer=}, {max_iters=}: each must be 1 or more'
-    assert n_head > 0 == n_embd % (2 * n_head), f'{n_embd=} must be a multiple of 2 * {n_head=}'
+    assert n_head > 0 and n_embd % (2 * n_head) == 0, f'{n_embd=}: no multiple of 2 * {n_head=}'
     assert 0 <= dropout < 1, f'{dropout=} must be 0 or more and below 1'
     assert eval_interval > 0, f'{eval_interval=} must be 1 or more'
     n = len(data['val'])
     assert 0 < block_size < n, f'{block_size=} must be above 0 and, to fit into val, below {n}'
-    n = len(data['train']) // (block_size + 1)  # windows in an epoch
-    assert batch_size in range(world_size, n, world_size), f'{batch_size=} must be below {n}'
+    sizes = range(world_size, len(data['train']) // (block_size + 1), world_size)
+    assert batch_size in sizes, f'{batch_size=} must be in {sizes}'
     assert device == 'cpu' or torch.accelerator.is_available(), f'{device=}: there is none here'
 
 def train():
-    """Train from scratch, or from latest.pt on; under torchrun, as one of world_size processes."""
+    """Train from scratch, or resume latest.pt; under torchrun, as one of world_size processes."""
     meta, data = load_data()
     check_settings(data)
     if world_size > 1 and gpu:
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     torch.manual_seed(seed)
     model = GPT(len(meta['chars'])).to(device)
     optimizers = make_optimizers(model)
@@ -243,15 +243,15 @@ def train():
     if world_size > 1:
         torch.distributed.init_process_group()
         net = nn.parallel.DistributedDataParallel(net)  # averages the gradients of the processes
-    window, _ = get_batch(data['val'], np.array([0]))  # (1, T): sample.py must get its logits
+    window, _ = get_batch(data['val'], np.array([0]))  # (1, T), to test sample.py
     start = time.time()
 
     for step, starts in shuffle(data['train'], begin):
         model.train()
         torch.set_float32_matmul_precision('medium')  # allows TF32 or bfloat16 in matrix products
-        torch.manual_seed(seed + step * world_size + rank)  # for dropout; a resumed run repeats it
+        torch.manual_seed(seed + step * world_size + rank)  # a resumed run drops the same
         with torch.autocast('cuda', torch.bfloat16, enabled=gpu):
-            _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # a process's share
+            _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # this one's share
         loss.backward()
         for optimizer in optimizers.values():
             optimizer.param_groups[0]['lr'] = learning_rate * (1 - (step - 1) / max_iters)
@@ -264,19 +264,19 @@ def train():
             val_loss = estimate_loss(model, data['val'])
             assert val_loss < np.inf, f'{val_loss=} in {step=}: lower learning_rate'
             best_loss = min(best_loss, val_loss)
-            ckpt = {'meta': meta, 'n_layer': n_layer, 'n_head': n_head, 'val_loss': val_loss,
-                    'step': step, 'best_loss': best_loss, 'example': (window, model(window)[0])}
-            ckpt |= {name: part.state_dict() for name, part in parts.items()}
+            ckpt = {name: part.state_dict() for name, part in parts.items()}
+            ckpt |= {'meta': meta, 'n_layer': n_layer, 'n_head': n_head, 'val_loss': val_loss,
+                     'step': step, 'best_loss': best_loss, 'probe': (window, model(window)[0])}
             save('latest.pt', ckpt)  # for resume
             if val_loss == best_loss:
                 save('ckpt.pt', ckpt)  # the best so far, for sample.py
             print(f'step {step}: val loss {val_loss:.4f}, best {best_loss:.4f}', flush=True)
     if rank == 0:
-        chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in meta['chars']]
-        print(''.join(chars[i] for i in model.generate(window[:, :1], 200)[0]))
+        shown = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in meta['chars']]
+        print(''.join(shown[i] for i in model.generate(window[:, :1], 200)[0]))
 
 if __name__ == '__main__':
-    torch.empty(8_000_000)  # 32 MB freed once: glibc then keeps memory to reuse, up to 10% faster
+    torch.empty(8_000_000)  # 32 MB, freed at once: glibc then reuses memory, up to 10% faster
     try:
         train()
     except AssertionError as e:

@@ -42,7 +42,7 @@ def open_text(folder):
     return open('input.txt', 'rb')
 
 def chunks(file):
-    """The text piece by piece, so that one of any size fits into memory."""
+    """The text in pieces of chunk_size bytes, so that one of any size fits into memory."""
     file.seek(0)
     return codecs.iterdecode(iter(lambda: file.read(chunk_size), b''), 'utf-8-sig')
 
@@ -79,4 +79,4 @@ if __name__ == '__main__':
         with tempfile.TemporaryDirectory(dir='.') as folder:
             prepare(folder)
     except (OSError, UnicodeError, KeyboardInterrupt) as e:
-        sys.exit(f'stopped ({e}): input.txt must be a text in UTF-8, with room for twice its size')
+        sys.exit(f'stopped ({e}): this needs input.txt in UTF-8 and disk space of twice its size')

@@ -33,15 +33,15 @@ color = 'NO_COLOR' not in os.environ and (sys.stdout.isatty() or 'FORCE_COLOR' i
 # ---- model ----
 def rotate(x, cos, sin):
     """Rotary positions, as in gpt.py."""
-    x1, x2 = x.chunk(2, -1)  # (B, H, T, D/2) each
-    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
+    x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
+    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
 class Model:
     """The GPT of gpt.py in use: takes the weights it knows out of a state_dict."""
     def __init__(self, weights, n_layer, n_head):
         def take(name):
-            weight = weights.pop(f'{name}.weight').t()  # for x @ weight
-            return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()  # faster
+            weight = weights.pop(f'{name}.weight').t()  # for x @ weight, laid out for speed
+            return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()
 
         parts = ('ln_1', 'attn.query', 'attn.key', 'attn.value', 'attn.c_proj',
                  'ln_2', 'mlp.c_fc', 'mlp.c_proj')
@@ -51,12 +51,12 @@ class Model:
         self.n_head = n_head
         S, C = self.wpe.shape
         D = C // n_head
-        angle = torch.outer(torch.arange(S), 10000 ** -(torch.arange(0, D, 2) / D)).to(device)
+        angle = (torch.arange(S)[:, None] / 10000 ** (torch.arange(0, D, 2) / D)).to(device)
         self.cos, self.sin = angle.cos(), angle.sin()  # (S, D/2) each
 
     def __call__(self, idx, pos=0):
-        """Logits (B, T, V) of what follows each of idx (B, T), the first of which is at pos. At 0
-        this is prefill, which begins a new cache; then comes decode, one character a call."""
+        """Logits (B, T, V) of what follows each of idx (B, T), which starts at pos. pos = 0,
+        prefill, begins a new cache; later calls decode one character each."""
         (B, T), (S, C) = idx.shape, self.wpe.shape
         H, D = self.n_head, C // self.n_head
         if pos == 0:  # for each block, room for keys and values (B, H, S, D)
@@ -83,12 +83,13 @@ class Model:
         return F.layer_norm(x, [C], self.ln_f) @ self.lm_head
 
 def load_model():
-    """The model in ckpt.pt and its characters; exits unless it answers here as it did in gpt.py."""
+    """The model in ckpt.pt and its characters; exits if weights are missing or left over, or if the
+    probe does not get the logits that it got in gpt.py."""
     try:
-        assert not zipfile.ZipFile('ckpt.pt').testzip()  # torch.load compares no checksums
+        assert not zipfile.ZipFile('ckpt.pt').testzip(), 'damaged: a checksum is wrong'
         ckpt = torch.load('ckpt.pt', map_location=device)  # runs no code
         model = Model(ckpt['model'], ckpt['n_layer'], ckpt['n_head'])
-        window, logits = ckpt['example']
+        window, logits = ckpt['probe']
         if ckpt['model'] or not torch.allclose(model(window), logits, 1e-3, 1e-3):
             raise KeyError(*ckpt['model'])
         return model, ckpt['meta']['chars']
@@ -108,13 +109,12 @@ def choose(logits):
     return order.gather(1, torch.multinomial(probs, 1))
 
 def generate(model, idx):
-    """Continue idx (B, T): yields, max_new_tokens times, tokens (B, 1) and the logits (B, V) that
-    they are chosen by. When the window is full, its last half moves to the front, is prefilled, and
-    so the cost of a character does not grow; each sees half a window at least."""
-    pos = 0
+    """Continue idx (B, T): yield, max_new_tokens times, a token (B, 1) and its logits (B, V). When
+    the window is full, its last half is prefilled anew: the cost of a character stays bounded."""
+    S, pos = len(model.wpe), 0
     for _ in range(max_new_tokens):
-        if idx.shape[1] > len(model.wpe):
-            idx, pos = idx[:, -len(model.wpe) // 2:], 0
+        if idx.shape[1] > S:
+            idx, pos = idx[:, -(S // 2):], 0
         logits = model(idx[:, pos:], pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits
@@ -123,10 +123,10 @@ def generate(model, idx):
 
 # ---- pictures ----
 def tint(char, strength):
-    """The character on red, the deeper the nearer strength is to 1; plain below 0.1."""
-    if strength < 0.1 or char == '\n' or not color:
+    """The character on red, deeper as strength nears 1; plain below 0.3."""
+    if strength < 0.3 or char == '\n' or not color:
         return char
-    pale = int(230 * (1 - strength))
+    pale = int(330 * (1 - strength))
     return f'\x1b[30;48;2;255;{pale};{pale}m{char}\x1b[0m'
 
 def print_attention(model, idx, text):
@@ -162,15 +162,15 @@ def read_start(chars):
 @torch.inference_mode()
 def main():
     check_settings()
-    torch.backends.mkldnn.enabled = False  # oneDNN prepares anew for each length of the past
+    torch.backends.mkldnn.enabled = False  # oneDNN would set up anew for each cache length
     model, chars = load_model()
     idx = torch.tensor([read_start(chars)], device=device)  # (1, T)
     if sys.stdout.isatty():  # a terminal obeys control characters: show them escaped
         chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in chars]
     text = [chars[i] for i in idx[0]]
     if show:
-        print('Red: not expected, or looked at' if color else 'No terminal or NO_COLOR, so no red',
-              file=sys.stderr)
+        print('The redder, the less expected, or the more looked at' if color else
+              'No colors: this is no terminal, or NO_COLOR is set', file=sys.stderr)
     if show == 'attention':
         print_attention(model, idx[:, -len(model.wpe):], text[-len(model.wpe):])
     torch.manual_seed(seed)
