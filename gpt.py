@@ -18,6 +18,7 @@ import time
 import zipfile
 from hashlib import sha256
 
+os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # spin less: other programs may need the cores
 import numpy as np
 import torch
 from torch import nn
@@ -148,7 +149,7 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -len(self.wpe):])  # the model can look back no further
             probs = logits[:, -1].softmax(-1)  # (B, V)
-            idx = torch.cat((idx, torch.multinomial(probs, 1)), dim=1)  # (B, T+1)
+            idx = torch.cat((idx, torch.multinomial(probs, 1)), 1)  # (B, T+1)
         return idx
 
 def orthogonalize(G):
@@ -222,8 +223,7 @@ def check_settings(data):
     assert n_head > 0 and n_embd % (2 * n_head) == 0, f'{n_embd=}: no multiple of 2 * {n_head=}'
     assert 0 <= dropout < 1, f'{dropout=} must be 0 or more and below 1'
     assert eval_interval > 0, f'{eval_interval=} must be 1 or more'
-    n = len(data['val'])
-    assert 0 < block_size < n, f'{block_size=} must be above 0 and, to fit into val, below {n}'
+    assert 0 < block_size < len(data['val']), f'{block_size=}: above 0, below {len(data["val"])}'
     sizes = range(world_size, len(data['train']) // (block_size + 1), world_size)
     assert batch_size in sizes, f'{batch_size=} must be in {sizes}'
     assert device == 'cpu' or torch.accelerator.is_available(), f'{device=}: there is none here'

@@ -123,10 +123,10 @@ def generate(model, idx):
 
 # ---- pictures ----
 def tint(char, strength):
-    """The character on red, deeper as strength nears 1; plain below 0.3."""
-    if strength < 0.3 or char == '\n' or not color:
+    """The character on red, deeper as strength nears 1; plain below one half."""
+    if strength < 0.5 or char == '\n' or not color:
         return char
-    pale = int(330 * (1 - strength))
+    pale = int(400 - 300 * strength)
     return f'\x1b[30;48;2;255;{pale};{pale}m{char}\x1b[0m'
 
 def print_attention(model, idx, text):
@@ -169,7 +169,7 @@ def main():
         chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in chars]
     text = [chars[i] for i in idx[0]]
     if show:
-        print('The redder, the less expected, or the more looked at' if color else
+        print('The redder, the less likely, or the more looked at' if color else
               'No colors: this is no terminal, or NO_COLOR is set', file=sys.stderr)
     if show == 'attention':
         print_attention(model, idx[:, -len(model.wpe):], text[-len(model.wpe):])
@@ -178,8 +178,8 @@ def main():
     tokens = []
     for token, logits in generate(model, idx.expand(num_samples, -1)):
         tokens.append(token)
-        surprise = 1 - logits[0].softmax(-1)[token[0]] if show == 'surprise' else 0
-        print(tint(chars[token[0]], surprise), end='', flush=True)
+        odds = (logits[0, token[0]] - logits[0].max()).exp()  # against the likeliest
+        print(tint(chars[token[0]], 1 - odds if show == 'surprise' else 0), end='', flush=True)
     print()
     for sample in range(1, num_samples):
         print('-' * 40, ''.join(text + [chars[token[sample]] for token in tokens]), sep='\n')

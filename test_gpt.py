@@ -1072,7 +1072,8 @@ def on_a_terminal(folder, **globals):
 
 def test_pictures_are_tinted_on_a_terminal_only(trained, tmp_path, monkeypatch):
     monkeypatch.delenv('NO_COLOR', raising=False)
-    assert on_a_terminal(tmp_path, show='surprise').count('\x1b[30;48;2;') > 5
+    tinted = on_a_terminal(tmp_path, show='surprise', temperature=5.0)
+    assert tinted.count('\x1b[30;48;2;') > 5
     picture = on_a_terminal(tmp_path, show='attention', start='The lazy')
     for name in ('block 1, head 1', 'block 2, head 2'):
         lines = picture.split(name)[1].splitlines()[1:9]
@@ -1082,7 +1083,8 @@ def test_pictures_are_tinted_on_a_terminal_only(trained, tmp_path, monkeypatch):
     piped = run('sample.py', tmp_path, show='surprise')
     assert '\x1b' not in piped.stdout and len(piped.stderr.splitlines()) == 1
     monkeypatch.setenv('FORCE_COLOR', '1')
-    assert run('sample.py', tmp_path, show='surprise').stdout.count('\x1b[30;48;2;') > 5
+    forced = run('sample.py', tmp_path, show='surprise', temperature=5.0)
+    assert forced.stdout.count('\x1b[30;48;2;') > 5
     monkeypatch.setenv('NO_COLOR', '1')
     assert '\x1b' not in on_a_terminal(tmp_path, show='surprise')
 
@@ -1173,7 +1175,7 @@ def test_each_edit_in_the_readme_can_be_made_and_trains(data, monkeypatch, name,
         lines[code.index(before)] = lines[code.index(before)].replace(before, after)
     edited = types.ModuleType('edited')
     exec('\n'.join(lines), vars(edited))
-    set_globals(monkeypatch, edited, max_iters=2, eval_interval=2)
+    set_globals(monkeypatch, edited, max_iters=2, eval_interval=2, batch_size=4)  # quicker
     edited.train()
     assert torch.load('latest.pt')['step'] == 2
 
