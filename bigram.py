@@ -42,7 +42,7 @@ def load_data():
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def get_batch(data):
-    """Inputs and targets (B, T): random windows of data, and the same, one later."""
+    """Inputs (B, T): random windows of data. Targets (B, T): the character after each."""
     starts = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # (B, 1)
     windows = data[starts + np.arange(block_size + 1)]  # (B, T+1)
     windows = torch.from_numpy(windows.astype(np.int64)).to(device)

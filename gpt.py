@@ -18,7 +18,7 @@ import time
 import zipfile
 from hashlib import sha256
 
-os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # spin less: other programs may need the cores
+os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # waiting threads yield their core sooner
 import numpy as np
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ max_iters = 1000 if gpu else 1900  # steps of training
 eval_interval = 400  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
-n_head = n_embd // 64  # attention heads in a block; n_embd is a multiple of 2 * n_head
+n_head = n_embd // 64  # attention heads in a block; 2 * n_head must divide n_embd
 dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above train loss
 learning_rate = 1e-2  # at the first step; it falls linearly to 0
 weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
@@ -55,8 +55,8 @@ def load_data():
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def shuffle(data, begin):
-    """Yield each step after begin with the starts of its windows (B,). Each epoch cuts the data,
-    from a new random offset, into windows of T + 1 characters and shuffles them."""
+    """For each step after begin, yield (step, where its windows start (B,)). Each epoch cuts the
+    data, from a new random offset, into windows of T + 1 characters and shuffles them."""
     n = len(data) // (block_size + 1) - 1  # one fewer than fit, to allow for the offset
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
@@ -97,7 +97,7 @@ class CausalSelfAttention(nn.Module):
         q, k = [rotate(F.layer_norm(x, [D]), angle) for x in (q, k)]  # QK-norm, arxiv 2302.05442
         scores = q @ k.mT / D ** 0.5  # (B, H, T, T): how well each query matches each key
         future = torch.full((T, T), -torch.inf, device=device).triu(1)  # -inf there, else 0
-        y = (scores + future).softmax(-1) @ v  # (B, H, T, D): softmax(q @ k.mT / sqrt(D)) @ v
+        y = (scores + future).softmax(-1) @ v  # softmax(q @ k.mT / sqrt(D)) @ v: (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # the heads side by side
 
 class MLP(nn.Module):
@@ -129,7 +129,7 @@ class GPT(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where: with rotary, 0.01 better
+        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where; lowers val loss by 0.01
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
@@ -159,21 +159,21 @@ def orthogonalize(G):
     X = G / (1.01 * G.norm() + 1e-7)  # all singular values below 1
     for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X  # s to a s + b s^3 + c s^5: arxiv 2505.16932
+        X = a * X + (b * A + c * A @ A) @ X  # s -> a s + b s^3 + c s^5: arxiv 2505.16932
     return X
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. torch.optim.Muon computes in
-    bfloat16: on CPUs without AVX-512 a step of the default model takes it 540 ms, and ours 16."""
+    bfloat16: on CPUs without AVX-512, a step of the default model takes it 540 ms, against 16."""
     @torch.no_grad()
     def step(self):
         group = self.param_groups[0]
-        for p in [p for p in group['params'] if p.grad is not None]:  # those that are used
+        for p in [p for p in group['params'] if p.grad is not None]:  # skip unused ones
             momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
             momentum.lerp_(p.grad, 0.1)  # 0.9 * momentum + 0.1 * gradient
             update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov's momentum
             p.mul_(1 - group['lr'] * weight_decay)
-            # scaled to an RMS of 0.2, like Adam's, so that one rate serves both: arxiv 2502.16982
+            # from an RMS of 1 / sqrt(max(p.shape)) to Adam's 0.2: one rate does, arxiv 2502.16982
             p.sub_(update, alpha=group['lr'] * 0.2 * max(p.shape) ** 0.5)
 
 def make_optimizers(model):
@@ -186,7 +186,7 @@ def make_optimizers(model):
 @torch.no_grad()
 def estimate_loss(model, data):
     """The mean loss over data (its first 2**18 characters) in windows that do not overlap."""
-    model.eval()  # no dropout; full float32, to compare runs: train() resets both
+    model.eval()  # no dropout; full float32, to compare runs: the loop undoes both
     torch.set_float32_matmul_precision('highest')
     starts = range(0, min(2**18, len(data)) - block_size, block_size)
     idx, targets = get_batch(data, np.array(starts))
@@ -218,12 +218,12 @@ def restore(parts, meta, data):
         sys.exit(f'cannot resume from latest.pt: {e!r:.200}')
 
 def check_settings(data):
-    """Exit before any work if a setting cannot work, in one line that says what it may be."""
+    """Before any work, exit on an impossible setting, with one line that says what is allowed."""
     assert min(n_layer, max_iters) > 0, f'{n_layer=}, {max_iters=}: each must be 1 or more'
-    assert n_head > 0 and n_embd % (2 * n_head) == 0, f'{n_embd=}: no multiple of 2 * {n_head=}'
+    assert n_head > 0 and n_embd % (2 * n_head) == 0, f'{n_embd=} must divide by 2 * {n_head=}'
     assert 0 <= dropout < 1, f'{dropout=} must be 0 or more and below 1'
     assert eval_interval > 0, f'{eval_interval=} must be 1 or more'
-    assert 0 < block_size < len(data['val']), f'{block_size=}: above 0, below {len(data["val"])}'
+    assert 0 < block_size < len(data['val']), f'{block_size=}: 1 to {len(data["val"]) - 1}'
     sizes = range(world_size, len(data['train']) // (block_size + 1), world_size)
     assert batch_size in sizes, f'{batch_size=} must be in {sizes}'
     assert device == 'cpu' or torch.accelerator.is_available(), f'{device=}: there is none here'
@@ -243,15 +243,15 @@ def train():
     if world_size > 1:
         torch.distributed.init_process_group()
         net = nn.parallel.DistributedDataParallel(net)  # averages the gradients of the processes
-    window, _ = get_batch(data['val'], np.array([0]))  # (1, T), to test sample.py
+    window, _ = get_batch(data['val'], np.array([0]))  # (1, T): saved as the probe
     start = time.time()
 
     for step, starts in shuffle(data['train'], begin):
         model.train()
         torch.set_float32_matmul_precision('medium')  # allows TF32 or bfloat16 in matrix products
-        torch.manual_seed(seed + step * world_size + rank)  # a resumed run drops the same
+        torch.manual_seed(seed + step * world_size + rank)  # the same dropout after a resume
         with torch.autocast('cuda', torch.bfloat16, enabled=gpu):
-            _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # this one's share
+            _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # our rank's share
         loss.backward()
         for optimizer in optimizers.values():
             optimizer.param_groups[0]['lr'] = learning_rate * (1 - (step - 1) / max_iters)
@@ -276,10 +276,10 @@ def train():
         print(''.join(shown[i] for i in model.generate(window[:, :1], 200)[0]))
 
 if __name__ == '__main__':
-    torch.empty(8_000_000)  # 32 MB, freed at once: glibc then reuses memory, up to 10% faster
+    torch.empty(8_000_000)  # frees 32 MB: raises glibc's mmap threshold, up to 10% faster
     try:
         train()
     except AssertionError as e:
         sys.exit(e)
     except (KeyboardInterrupt, UnicodeError) as e:
-        sys.exit(f'stopped ({e!r}): resume = True goes on from latest.pt, if there is one')
+        sys.exit(f'stopped ({e!r}): resume = True goes on from latest.pt, if steps are left')

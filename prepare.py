@@ -42,7 +42,7 @@ def open_text(folder):
     return open('input.txt', 'rb')
 
 def chunks(file):
-    """The text in pieces of chunk_size bytes, so that one of any size fits into memory."""
+    """The text in pieces of chunk_size bytes: it may be larger than the memory."""
     file.seek(0)
     return codecs.iterdecode(iter(lambda: file.read(chunk_size), b''), 'utf-8-sig')
 

@@ -26,7 +26,7 @@ temperature = 0.8  # below 1 favours likely characters, above 1 unlikely ones; 0
 top_k = 200  # choose among this many of the likeliest characters; None for all
 top_p = 1.0  # choose among the likeliest that together reach this probability
 seed = 1337  # the same seed gives the same text on the same machine
-show = ''  # 'surprise' tints the unlikely, 'attention' what the last character of start looks at
+show = ''  # 'surprise' tints the unlikely, 'attention' what each character of start looks at
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 color = 'NO_COLOR' not in os.environ and (sys.stdout.isatty() or 'FORCE_COLOR' in os.environ)
 
@@ -40,7 +40,7 @@ class Model:
     """The GPT of gpt.py in use: takes the weights it knows out of a state_dict."""
     def __init__(self, weights, n_layer, n_head):
         def take(name):
-            weight = weights.pop(f'{name}.weight').t()  # for x @ weight, laid out for speed
+            weight = weights.pop(f'{name}.weight').t()  # for x @ weight; copied if wide: faster
             return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()
 
         parts = ('ln_1', 'attn.query', 'attn.key', 'attn.value', 'attn.c_proj',
@@ -59,7 +59,7 @@ class Model:
         prefill, begins a new cache; later calls decode one character each."""
         (B, T), (S, C) = idx.shape, self.wpe.shape
         H, D = self.n_head, C // self.n_head
-        if pos == 0:  # for each block, room for keys and values (B, H, S, D)
+        if pos == 0:  # for each block, room for keys and values (B, H, S, D), written below
             self.cache = torch.zeros(len(self.blocks), 2, B, H, S, D, device=device)
         cos, sin = self.cos[pos:pos + T], self.sin[pos:pos + T]  # (T, D/2) each
         self.attention = []
@@ -73,7 +73,7 @@ class Model:
             keys[:, :, pos:] = k
             values[:, :, pos:] = v
             scores = q @ keys.mT / D ** 0.5  # (B, H, T, pos+T)
-            if pos == 0:  # later, one character a call, there is no future to hide
+            if pos == 0:  # in decode, the only query has no future to hide
                 scores += torch.full((T, T), -torch.inf, device=device).triu(1)
             attention = scores.softmax(-1)
             self.attention.append(attention)
@@ -84,14 +84,15 @@ class Model:
 
 def load_model():
     """The model in ckpt.pt and its characters; exits if weights are missing or left over, or if the
-    probe does not get the logits that it got in gpt.py."""
+    stored window gets other logits than in gpt.py."""
     try:
         assert not zipfile.ZipFile('ckpt.pt').testzip(), 'damaged: a checksum is wrong'
         ckpt = torch.load('ckpt.pt', map_location=device)  # runs no code
-        model = Model(ckpt['model'], ckpt['n_layer'], ckpt['n_head'])
+        weights = ckpt['model']
+        model = Model(weights, ckpt['n_layer'], ckpt['n_head'])
         window, logits = ckpt['probe']
-        if ckpt['model'] or not torch.allclose(model(window), logits, 1e-3, 1e-3):
-            raise KeyError(*ckpt['model'])
+        if weights or not torch.allclose(model(window), logits, 1e-3, 1e-3):  # some are left over
+            raise KeyError(*weights)
         return model, ckpt['meta']['chars']
     except KeyError as e:
         sys.exit('ckpt.pt was made by a model that this file does not compute: make the same '
@@ -114,7 +115,7 @@ def generate(model, idx):
     S, pos = len(model.wpe), 0
     for _ in range(max_new_tokens):
         if idx.shape[1] > S:
-            idx, pos = idx[:, -(S // 2):], 0
+            idx, pos = idx[:, -max(1, S // 2):], 0
         logits = model(idx[:, pos:], pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits
@@ -141,7 +142,7 @@ def print_attention(model, idx, text):
 
 # ---- main ----
 def check_settings():
-    """Exit before any work if a setting cannot work, in one line that says what it may be."""
+    """Before any work, exit on an impossible setting, with one line that says what is allowed."""
     assert num_samples > 0, f'{num_samples=} must be 1 or more'
     assert max_new_tokens >= 0, f'{max_new_tokens=} must be 0 or more'
     assert temperature >= 0, f'{temperature=} must be 0 or more'
@@ -162,14 +163,14 @@ def read_start(chars):
 @torch.inference_mode()
 def main():
     check_settings()
-    torch.backends.mkldnn.enabled = False  # oneDNN would set up anew for each cache length
+    torch.backends.mkldnn.enabled = False  # oneDNN would plan anew for each cache length
     model, chars = load_model()
     idx = torch.tensor([read_start(chars)], device=device)  # (1, T)
     if sys.stdout.isatty():  # a terminal obeys control characters: show them escaped
         chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in chars]
     text = [chars[i] for i in idx[0]]
     if show:
-        print('The redder, the less likely, or the more looked at' if color else
+        print('Red: unlikely, or, for attention, much looked at' if color else
               'No colors: this is no terminal, or NO_COLOR is set', file=sys.stderr)
     if show == 'attention':
         print_attention(model, idx[:, -len(model.wpe):], text[-len(model.wpe):])
