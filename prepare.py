@@ -57,7 +57,7 @@ def prepare(folder):
     chars = ''.join(sorted(distinct))  # a token is a character's place among them
     n = int(train_share * length)  # the first n characters train
     if not 0 < n < length or len(chars) > 65536:
-        sys.exit(f'{train_share=} of {length=} leaves a split empty, or {len(chars)=} > 65536')
+        sys.exit(f'{train_share=}, {length=}, {len(chars)=}: an empty split or over 65536 chars')
     stoi = np.zeros(0x110000, np.uint16)  # for each code point of Unicode, its token
     stoi[[ord(char) for char in chars]] = range(len(chars))
 
@@ -79,4 +79,4 @@ if __name__ == '__main__':
         with tempfile.TemporaryDirectory(dir='.') as folder:
             prepare(folder)
     except (OSError, UnicodeError, KeyboardInterrupt) as e:
-        sys.exit(f'stopped ({e}): this needs input.txt in UTF-8 and disk space of twice its size')
+        sys.exit(f'stopped ({e!r}): this needs input.txt in UTF-8 and disk space of twice its size')

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 start = ''  # what to continue: a text, or 'FILE:name' for the text in a file
 num_samples = 1  # the first is printed while it is written, the others when all are done
 max_new_tokens = 500  # characters to write
-temperature = 0.8  # below 1 favours likely characters, above 1 unlikely ones; 0 takes the likeliest
+temperature = 0.8  # below 1 sharpens the odds, above 1 flattens them; 0 takes the likeliest
 top_k = 200  # choose among this many of the likeliest characters; None for all
 top_p = 1.0  # choose among the likeliest that together reach this probability
 seed = 1337  # the same seed gives the same text on the same machine
@@ -83,8 +83,8 @@ class Model:
         return F.layer_norm(x, [C], self.ln_f) @ self.lm_head
 
 def load_model():
-    """The model in ckpt.pt and its characters; exits if weights are missing or left over, or if the
-    stored window gets other logits than in gpt.py."""
+    """The model in ckpt.pt and its characters; exits if weights are missing or left over, or if its
+    logits for the stored window differ from gpt.py's."""
     try:
         assert not zipfile.ZipFile('ckpt.pt').testzip(), 'damaged: a checksum is wrong'
         ckpt = torch.load('ckpt.pt', map_location=device)  # runs no code
@@ -149,7 +149,7 @@ def check_settings():
     assert top_k is None or top_k > 0, f'{top_k=} must be None, for no limit, or 1 or more'
     assert 0 < top_p <= 1, f'{top_p=} must be above 0 and at most 1'
     assert show in ('', 'surprise', 'attention'), f"{show=} must be '', 'surprise' or 'attention'"
-    assert start or show != 'attention', f"{show=} needs a start to look back on, 'O Romeo' say"
+    assert start or show != 'attention', f"{show=} needs a start, such as 'O Romeo'"
 
 def read_start(chars):
     """The tokens of start; an empty one becomes the first of chars, in most texts a newline."""
@@ -171,7 +171,7 @@ def main():
     text = [chars[i] for i in idx[0]]
     if show:
         print('Red: unlikely, or, for attention, much looked at' if color else
-              'No colors: this is no terminal, or NO_COLOR is set', file=sys.stderr)
+              'No colors: not a terminal, or NO_COLOR is set', file=sys.stderr)
     if show == 'attention':
         print_attention(model, idx[:, -len(model.wpe):], text[-len(model.wpe):])
     torch.manual_seed(seed)
