@@ -31,8 +31,9 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 color = 'NO_COLOR' not in os.environ and (sys.stdout.isatty() or 'FORCE_COLOR' in os.environ)
 
 # ---- model ----
-def rotate(x, cos, sin):
+def rotate(x, angle):
     """Rotary positions, as in gpt.py."""
+    cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
@@ -49,10 +50,9 @@ class Model:
         self.ln_f, self.lm_head = take('ln_f'), take('lm_head')
         self.wte, self.wpe = weights.pop('wte.weight'), weights.pop('wpe')
         self.n_head = n_head
-        S, C = self.wpe.shape
-        D = C // n_head
-        angle = (torch.arange(S)[:, None] / 10000 ** (torch.arange(0, D, 2) / D)).to(device)
-        self.cos, self.sin = angle.cos(), angle.sin()  # (S, D/2) each
+        D = self.wpe.shape[1] // n_head
+        angle = torch.arange(len(self.wpe))[:, None] / 10000 ** (torch.arange(0, D, 2) / D)
+        self.angle = angle.to(device)  # (S, D/2)
 
     def __call__(self, idx, pos=0):
         """Logits (B, T, V) of what follows each of idx (B, T), which starts at pos. pos = 0,
@@ -61,7 +61,7 @@ class Model:
         H, D = self.n_head, C // self.n_head
         if pos == 0:  # for each block, room for keys and values (B, H, S, D), written below
             self.cache = torch.zeros(len(self.blocks), 2, B, H, S, D, device=device)
-        cos, sin = self.cos[pos:pos + T], self.sin[pos:pos + T]  # (T, D/2) each
+        angle = self.angle[pos:pos + T]  # (T, D/2)
         self.attention = []
         x = self.wte[idx] + self.wpe[pos:pos + T]  # (B, T, C)
         for block, (keys, values) in zip(self.blocks, self.cache[..., :pos + T, :]):
@@ -69,7 +69,7 @@ class Model:
             z = F.layer_norm(x, [C], ln_1)
             q, k, v = [(z @ weight).view(B, T, H, D).transpose(1, 2)  # (B, H, T, D) each
                        for weight in (query, key, value)]
-            q, k = rotate(F.layer_norm(torch.stack((q, k)), [D]), cos, sin)
+            q, k = rotate(F.layer_norm(torch.stack((q, k)), [D]), angle)
             keys[:, :, pos:] = k
             values[:, :, pos:] = v
             scores = q @ keys.mT / D ** 0.5  # (B, H, T, pos+T)
@@ -134,11 +134,10 @@ def print_attention(model, idx, text):
     """A triangle for each block and head: line t has the first t characters of the text of idx
     (1, T), tinted where the last of them looks."""
     model(idx)
-    for i, attention in enumerate(model.attention):
-        for h, triangle in enumerate(attention[0]):  # (T, T)
-            print(f'block {i + 1}, head {h + 1}')
-            for t, weights in enumerate(triangle, 1):
-                print(*map(tint, text[:t], weights / max(weights)), sep='')
+    for i, triangle in enumerate(torch.cat(model.attention, dim=1)[0]):  # (T, T)
+        print(f'block {i // model.n_head + 1}, head {i % model.n_head + 1}')
+        for t, weights in enumerate(triangle, 1):
+            print(*map(tint, text[:t], weights / max(weights)), sep='')
 
 # ---- main ----
 def check_settings():
