@@ -16,6 +16,7 @@ import os
 import sys
 import zipfile
 
+os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # waiting threads yield their core sooner
 import torch
 from torch.nn import functional as F
 

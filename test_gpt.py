@@ -1,6 +1,6 @@
 """What the scripts promise, as tests that need no network and no input.txt and leave no trace.
 
-    python -m pytest
+    pytest
 
 Each test is named after the fact it holds. The first part is a walk through the ideas of a GPT, to
 be read beside gpt.py; then comes what the scripts promise.
