@@ -79,4 +79,4 @@ if __name__ == '__main__':
         with tempfile.TemporaryDirectory(dir='.') as folder:
             prepare(folder)
     except (OSError, UnicodeError, KeyboardInterrupt) as e:
-        sys.exit(f'stopped ({e!r}): this needs input.txt in UTF-8 and disk space of twice its size')
+        sys.exit(f'stopped ({e}): this needs input.txt in UTF-8 and disk space of twice its size')
