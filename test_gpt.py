@@ -1123,11 +1123,18 @@ def test_sample_tells_what_is_wrong(trained, tmp_path):
             patch.setattr(sample, name, value)
             sample.main()
         assert words in str(error.value).splitlines()[0]
-    assert_one_line(run('sample.py', tmp_path, top_k=0), 'top_k=0', 'None')
-    assert_one_line(run('sample.py', tmp_path, start='FILE:none'), "'none'")
-    result = run('sample.py', tmp_path, device='cuda:7')
-    assert_one_line(result, 'ckpt.pt', 'CUDA')
-    assert 'run python gpt.py' not in result.stderr  # it would replace a good one
+    folders = [tmp_path / name for name in ('top_k', 'start', 'device')]
+    for folder in folders:
+        folder.mkdir()
+        os.link('ckpt.pt', folder / 'ckpt.pt')
+    results = in_parallel([
+        lambda: run('sample.py', folders[0], top_k=0),
+        lambda: run('sample.py', folders[1], start='FILE:none'),
+        lambda: run('sample.py', folders[2], device='cuda:7')])
+    assert_one_line(results[0], 'top_k=0', 'None')
+    assert_one_line(results[1], "'none'")
+    assert_one_line(results[2], 'ckpt.pt', 'CUDA')
+    assert 'run python gpt.py' not in results[2].stderr  # it would replace a good one
     os.remove('ckpt.pt')
     assert_one_line(run('sample.py', tmp_path), 'ckpt.pt', 'python gpt.py makes', 'No such file')
 
@@ -1182,7 +1189,7 @@ def test_each_edit_in_the_readme_can_be_made_and_trains(data, monkeypatch, name,
     assert torch.load('latest.pt')['step'] == 2
 
 def test_the_whole_path_from_a_text_to_a_sample(tmp_path):
-    texts = [TEXT, TEXT.replace('\n', ' '), 'Быть или не быть. ' * 100]
+    texts = [TEXT, 'Быть или не быть. ' * 100]  # the second without a newline
 
     def whole_path(text):
         folder = tmp_path / str(texts.index(text))
