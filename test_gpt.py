@@ -719,6 +719,23 @@ def test_each_process_drops_other_channels_in_each_step(data, monkeypatch):
     assert first[0] == second[0] == gpt.seed  # the same weights, then 12 steps of their own
     assert len(set(first[1:] + second[1:])) == 24
 
+def test_the_processes_share_each_batch(data, monkeypatch):
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda: None)
+    monkeypatch.setattr(torch.nn.parallel, 'DistributedDataParallel', lambda net: net)
+    monkeypatch.setattr(gpt, 'world_size', 2)
+    taken, get_batch = [], gpt.get_batch
+    monkeypatch.setattr(gpt, 'get_batch', lambda data, starts: (
+        taken.append(starts), get_batch(data, starts))[1])
+    shares = []
+    for rank in (0, 1):
+        taken.clear()
+        monkeypatch.setattr(gpt, 'rank', rank)
+        gpt.train()
+        shares.append(taken[1])  # of the first step; before it comes the probe
+    _, starts = next(gpt.shuffle(gpt.load_data()[1]['train'], 0))
+    assert len(shares[0]) == len(shares[1]) == 4
+    assert sorted([*shares[0], *shares[1]]) == sorted(starts)
+
 def test_a_kill_at_any_moment_leaves_checkpoints_that_load(data):
     gpt.train()
     edit('gpt.py', data, **TINY | {'max_iters': 10**6, 'eval_interval': 1})
