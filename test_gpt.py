@@ -424,7 +424,9 @@ def test_encoding_loses_nothing_however_it_is_read(text, chunk_size, tiny, monke
     assert list(chars) == sorted(set(text.removeprefix('\ufeff')))
     assert ''.join(chars[i] for i in [*train, *val]) == text.removeprefix('\ufeff')
 
-def test_the_first_nine_tenths_train(tiny):
+@pytest.mark.parametrize('chunk_size', [7, 1 << 22])
+def test_the_first_nine_tenths_train(tiny, monkeypatch, chunk_size):
+    monkeypatch.setattr(prepare, 'chunk_size', chunk_size)
     write_data('x' * 90 + 'y' * 10)
     _, train, val = read_data()
     assert train.tolist() == [0] * 90 and val.tolist() == [1] * 10
@@ -565,6 +567,13 @@ def test_the_trained_bigram_is_the_best_by_counting(data, monkeypatch):
     loss_of = lambda log_probs: -(counts * log_probs)[counts > 0].sum() / counts.sum()
     assert loss_of(np.log(best)) <= loss_of(learned) < loss_of(np.log(best)) + 0.02
 
+def test_the_bigram_writes_after_the_last_character():
+    model = bigram.Bigram(5)
+    with torch.no_grad():
+        model.table.weight.copy_(100 * torch.eye(5).roll(1, dims=1))  # after i comes i + 1
+    written = model.generate(torch.tensor([[2, 0]]), 4)
+    assert written.tolist() == [[2, 0, 1, 2, 3, 4]]
+
 def test_the_bigram_is_judged_by_text_that_it_has_not_seen(tiny, monkeypatch, capsys):
     set_globals(monkeypatch, bigram, max_iters=300, eval_interval=300, learning_rate=0.1)
     write_data('ab' * 900 + 'aabb' * 50)  # trained on: b after a, a after b; in val, half the time
@@ -622,12 +631,16 @@ def test_gpt_ends_by_writing_a_little(data, capsys):
     written = re.split(r'best [\d.]+\n', capsys.readouterr().out)[-1]
     assert len(written) == 201 + 1 and set(written) <= set(TEXT)
 
-def test_generate_looks_at_one_window_and_writes_what_the_model_says(tiny):
+def test_generate_looks_at_one_window_and_writes_what_the_model_says(tiny, monkeypatch):
     model = gpt.GPT(10).eval()
     with torch.no_grad():
         model.wte.weight.mul_(500)  # nearly all probability on one character
     idx = torch.randint(10, (2, 30))
+    lengths, forward = [], gpt.GPT.forward
+    monkeypatch.setattr(gpt.GPT, 'forward', lambda self, idx: (
+        lengths.append(idx.shape[1]), forward(self, idx))[1])
     written = model.generate(idx, 20)
+    assert lengths == [16] * 20
     assert torch.equal(written[:, :30], idx) and written.shape == (2, 50)
     for i in range(30, 50):
         logits, _ = model(written[:, i - 16:i])
@@ -669,7 +682,8 @@ def test_only_the_same_model_of_the_same_text_is_resumed(data, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match='another model'):
         patch.setattr(gpt.F, 'gelu', F.relu)
         gpt.train()
-    for other in (TEXT.upper(), TEXT[::-1]):  # other characters, the same characters
+    other_train = TEXT[:2700][::-1] + TEXT[2700:]  # the val loss alone would not tell
+    for other in (TEXT.upper(), TEXT[::-1], other_train):
         write_data(other)
         with pytest.raises(SystemExit, match='latest.pt'):
             gpt.train()
