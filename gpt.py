@@ -93,7 +93,8 @@ class CausalSelfAttention(nn.Module):
         D = C // n_head
         q, k, v = [linear(x).view(B, T, n_head, D).transpose(1, 2)  # (B, H, T, D) each
                    for linear in (self.query, self.key, self.value)]  # multi-head self-attention
-        angle = (torch.arange(T)[:, None] / 10000 ** (torch.arange(0, D, 2) / D)).to(device)
+        position = torch.arange(T, device=device)[:, None]
+        angle = position / 10000 ** (torch.arange(0, D, 2, device=device) / D)  # (T, D/2)
         q, k = [rotate(F.layer_norm(x, [D]), angle) for x in (q, k)]  # QK-norm, arxiv 2302.05442
         scores = q @ k.mT / D ** 0.5  # (B, H, T, T): how well each query matches each key
         future = torch.full((T, T), -torch.inf, device=device).triu(1)  # -inf there, else 0
@@ -154,7 +155,7 @@ class GPT(nn.Module):
 
 def orthogonalize(G):
     """Bring the singular values of G near 1, so that each direction gets an equal step."""
-    if G.shape[0] > G.shape[1]:
+    if len(G) > G.shape[1]:
         return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
     X = G / (1.01 * G.norm() + 1e-7)  # all singular values below 1
     for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
@@ -202,7 +203,7 @@ def save(path, ckpt):
     except (OSError, RuntimeError) as e:
         sys.exit(f'cannot write {path} ({e}): is the disk full? The old file is intact')
 
-def restore(parts, meta, data):
+def restore(parts, meta, val):
     """Load latest.pt and check that its val loss is reproduced. Returns its step and best loss."""
     try:
         assert not zipfile.ZipFile('latest.pt').testzip(), 'damaged: a checksum is wrong'
@@ -211,8 +212,7 @@ def restore(parts, meta, data):
         assert latest['step'] < max_iters, 'it has reached max_iters'
         for name, part in parts.items():
             part.load_state_dict(latest[name])
-        loss = estimate_loss(parts['model'], data['val'])
-        assert abs(loss - latest['val_loss']) < 1e-5, 'it was made by another model'
+        assert abs(estimate_loss(parts['model'], val) - latest['val_loss']) < 1e-5, 'another model'
         return latest['step'], latest['best_loss']
     except Exception as e:
         sys.exit(f'cannot resume from latest.pt: {e!r:.200}')
@@ -238,7 +238,7 @@ def train():
     model = GPT(len(meta['chars'])).to(device)
     optimizers = make_optimizers(model)
     parts = {'model': model} | optimizers
-    begin, best_loss = restore(parts, meta, data) if resume else (0, np.inf)
+    begin, best_loss = restore(parts, meta, data['val']) if resume else (0, np.inf)
     net = torch.compile(model) if compile else model  # shares its parameters
     if world_size > 1:
         torch.distributed.init_process_group()

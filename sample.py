@@ -179,8 +179,8 @@ def main():
     tokens = []
     for token, logits in generate(model, idx.expand(num_samples, -1)):
         tokens.append(token)
-        odds = (logits[0, token[0]] - logits[0].max()).exp()  # against the likeliest
-        print(tint(chars[token[0]], 1 - odds if show == 'surprise' else 0), end='', flush=True)
+        odds = (logits[0, token[0]] - logits[0].max()).exp() if show == 'surprise' else 1
+        print(tint(chars[token[0]], 1 - odds), end='', flush=True)
     print()
     for sample in range(1, num_samples):
         print('-' * 40, ''.join(text + [chars[token[sample]] for token in tokens]), sep='\n')
