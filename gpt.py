@@ -29,7 +29,7 @@ gpu = 'cuda' in device  # two configurations: a small model for a CPU, a larger 
 batch_size = 64 if gpu else 16  # windows in a step, over all processes together
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
 max_iters = 1000 if gpu else 1900  # steps of training
-eval_interval = 400  # steps between two evaluations on val; each saves a checkpoint
+eval_interval = 600  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
 n_head = n_embd // 64  # attention heads in a block; 2 * n_head must divide n_embd
@@ -48,8 +48,8 @@ def load_data():
     try:
         meta = json.load(open('meta.json'))
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
-        if meta['sha256'] != [sha256(data[split]).hexdigest() for split in ('train', 'val')]:
-            raise ValueError('the files come from different texts')
+        hashes = [sha256(data[split]).hexdigest() for split in ('train', 'val')]
+        assert hashes == meta['sha256'], 'the files come from different texts'
         return meta, data
     except Exception as e:  # whatever is wrong with these files, writing them anew fixes it
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
@@ -63,12 +63,12 @@ def shuffle(data, begin):
         if i == 0 or step == begin + 1:  # a new epoch, or resuming within one
             rng = np.random.default_rng((abs(seed), epoch))
             starts = rng.integers(block_size + 1) + (block_size + 1) * rng.permutation(n)
-        yield step, starts[i * batch_size:(i + 1) * batch_size]
+        yield step, starts[i * batch_size:][:batch_size]
 
 def get_batch(data, starts):
     """Inputs (B, T): the windows of data at starts (B,). Targets (B, T): the same, one later."""
     windows = data[starts[:, None] + np.arange(block_size + 1)]  # (B, T+1)
-    windows = torch.from_numpy(windows.astype(np.int64)).to(device)
+    windows = torch.from_numpy(windows).long().to(device)
     return windows[:, :-1], windows[:, 1:]
 
 # ---- model ----
@@ -89,17 +89,16 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)
 
     def forward(self, x):
-        B, T, C = x.shape
-        D = C // n_head
-        q, k, v = [linear(x).view(B, T, n_head, D).transpose(1, 2)  # (B, H, T, D) each
+        q, k, v = [linear(x).unflatten(2, (n_head, -1)).transpose(1, 2)  # (B, H, T, D) each
                    for linear in (self.query, self.key, self.value)]  # multi-head self-attention
+        T, D = q.shape[2:]
         position = torch.arange(T, device=device)[:, None]
         angle = position / 10000 ** (torch.arange(0, D, 2, device=device) / D)  # (T, D/2)
         q, k = [rotate(F.layer_norm(x, [D]), angle) for x in (q, k)]  # QK-norm, arxiv 2302.05442
         scores = q @ k.mT / D ** 0.5  # (B, H, T, T): how well each query matches each key
-        future = torch.full((T, T), -torch.inf, device=device).triu(1)  # -inf there, else 0
+        future = scores.new_full((T, T), -torch.inf).triu(1)  # -inf there, else 0
         y = (scores + future).softmax(-1) @ v  # softmax(q @ k.mT / sqrt(D)) @ v: (B, H, T, D)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # the heads side by side
+        return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C): the heads side by side
 
 class MLP(nn.Module):
     """Computation: a feed-forward network that sees each position alone."""
@@ -169,19 +168,21 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         group = self.param_groups[0]
-        for p in [p for p in group['params'] if p.grad is not None]:  # skip unused ones
-            momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
-            momentum.lerp_(p.grad, 0.1)  # 0.9 * momentum + 0.1 * gradient
-            update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov's momentum
-            p.mul_(1 - group['lr'] * weight_decay)
-            # from an RMS of 1 / sqrt(max(p.shape)) to Adam's 0.2: one rate fits, arxiv 2502.16982
-            p.sub_(update, alpha=group['lr'] * 0.2 * max(p.shape) ** 0.5)
+        for shape in {p.shape for p in group['params']}:  # the N matrices of one shape together
+            params = [p for p in group['params'] if p.shape == shape]
+            grads = torch.stack([0 * p if p.grad is None else p.grad for p in params])  # (N, ..)
+            momentum = self.state[shape].setdefault('momentum', 0 * grads)
+            momentum.lerp_(grads, 0.1)  # 0.9 * momentum + 0.1 * gradient
+            updates = torch.vmap(orthogonalize)(0.9 * momentum + 0.1 * grads)  # Nesterov's
+            for p, update in zip(params, updates):
+                # from an RMS of 1 / sqrt(max(shape)) to Adam's 0.2: one rate fits, arxiv 2502.16982
+                p.sub_(group['lr'] * (0.2 * max(shape) ** 0.5 * update + weight_decay * p))
 
 def make_optimizers(model):
     """Muon for the matrices in the blocks, Adam for the rest: each parameter is in exactly one."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p not in set(matrices)]
-    return {'muon': Muon(matrices, {'lr': learning_rate}), 'adam': torch.optim.Adam(others)}
+    return {'muon': Muon(matrices, {}), 'adam': torch.optim.Adam(others)}
 
 # ---- training ----
 @torch.no_grad()
@@ -189,15 +190,14 @@ def estimate_loss(model, data):
     """The mean loss over data (its first 2**18 characters) in windows that do not overlap."""
     model.eval()  # no dropout; full float32, to compare runs: train() resets both
     torch.set_float32_matmul_precision('highest')
-    starts = range(0, min(2**18, len(data)) - block_size, block_size)
-    idx, targets = get_batch(data, np.array(starts))
-    batches = zip(idx.split(batch_size), targets.split(batch_size))
-    return sum(model(x, y)[1].item() * len(x) for x, y in batches) / len(idx)
+    starts = np.arange(0, len(data[:2**18]) - block_size, block_size)
+    batches = np.split(starts, range(batch_size, len(starts), batch_size))
+    return sum(model(*get_batch(data, b))[1].item() * len(b) for b in batches) / len(starts)
 
 def save(path, ckpt):
     """Write to a temporary folder, then move: an interrupted save never damages what is at path."""
     try:
-        with tempfile.TemporaryDirectory(suffix='.tmp', dir='.') as folder:
+        with tempfile.TemporaryDirectory('.tmp', dir='.') as folder:
             torch.save(ckpt, f'{folder}/{path}')
             os.replace(f'{folder}/{path}', path)
     except (OSError, RuntimeError) as e:
@@ -207,7 +207,7 @@ def restore(parts, meta, val):
     """Load latest.pt and check that its val loss is reproduced. Returns its step and best loss."""
     try:
         assert not zipfile.ZipFile('latest.pt').testzip(), 'damaged: a checksum is wrong'
-        latest = torch.load('latest.pt', map_location=device)  # weights only: runs no code
+        latest = torch.load('latest.pt', device)  # weights only: runs no code
         assert latest['meta'] == meta, 'it was trained on another text'
         assert latest['step'] < max_iters, 'it has reached max_iters'
         for name, part in parts.items():
@@ -243,14 +243,14 @@ def train():
     if world_size > 1:
         torch.distributed.init_process_group()
         net = nn.parallel.DistributedDataParallel(net)  # averages the gradients of the processes
-    window, _ = get_batch(data['val'], np.array([0]))  # (1, T): saved as the probe
+    window, _ = get_batch(data['val'], np.arange(1))  # (1, T): saved as the probe
     start = time.time()
 
     for step, starts in shuffle(data['train'], begin):
         model.train()
         torch.set_float32_matmul_precision('medium')  # allows TF32 or bfloat16 in matrix products
         torch.manual_seed(seed + step * world_size + rank)  # the same dropout after a resume
-        with torch.autocast('cuda', torch.bfloat16, enabled=gpu):
+        with torch.autocast('cuda', torch.bfloat16, gpu):
             _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # our rank's share
         loss.backward()
         for optimizer in optimizers.values():

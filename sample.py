@@ -20,11 +20,11 @@ os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # waiting threads yield their 
 import torch
 from torch.nn import functional as F
 
-start = ''  # what to continue: a text, or 'FILE:name' for the text in a file
+start = ''  # what to continue, or open('name').read(); '' is the first of chars, mostly a newline
 num_samples = 1  # the first is printed while it is written, the others when all are done
 max_new_tokens = 500  # characters to write
 temperature = 0.8  # below 1 sharpens the odds, above 1 flattens them; 0 takes the likeliest
-top_k = 200  # choose among this many of the likeliest characters; None for all
+top_k = 200  # choose among this many of the likeliest characters; None for all of them
 top_p = 1.0  # choose among the likeliest that together reach this probability
 seed = 1337  # the same seed gives the same text on the same machine
 show = ''  # 'surprise' tints the unlikely, 'attention' what each character of start looks at
@@ -45,8 +45,7 @@ class Model:
             weight = weights.pop(f'{name}.weight').t()  # for x @ weight; copied if wide: faster
             return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()
 
-        parts = ('ln_1', 'attn.query', 'attn.key', 'attn.value', 'attn.c_proj',
-                 'ln_2', 'mlp.c_fc', 'mlp.c_proj')
+        parts = 'ln_1 attn.query attn.key attn.value attn.c_proj ln_2 mlp.c_fc mlp.c_proj'.split()
         self.blocks = [[take(f'blocks.{i}.{part}') for part in parts] for i in range(n_layer)]
         self.ln_f, self.lm_head = take('ln_f'), take('lm_head')
         self.wte, self.wpe = weights.pop('wte.weight'), weights.pop('wpe')
@@ -60,11 +59,11 @@ class Model:
         prefill, begins a new cache; later calls decode one character each."""
         (B, T), (S, C) = idx.shape, self.wpe.shape
         H, D = self.n_head, C // self.n_head
-        if pos == 0:  # for each block, room for keys and values (B, H, S, D), written below
-            self.cache = torch.zeros(len(self.blocks), 2, B, H, S, D, device=device)
         angle = self.angle[pos:pos + T]  # (T, D/2)
         self.attention = []
         x = self.wte[idx] + self.wpe[pos:pos + T]  # (B, T, C)
+        if pos == 0:  # for each block, room for keys and values (B, H, S, D), written below
+            self.cache = x.new_zeros(len(self.blocks), 2, B, H, S, D)
         for block, (keys, values) in zip(self.blocks, self.cache[..., :pos + T, :]):
             ln_1, query, key, value, attn_proj, ln_2, c_fc, mlp_proj = block
             z = F.layer_norm(x, [C], ln_1)
@@ -75,7 +74,7 @@ class Model:
             values[:, :, pos:] = v
             scores = q @ keys.mT / D ** 0.5  # (B, H, T, pos+T)
             if pos == 0:  # in decode, the only query has no future to hide
-                scores += torch.full((T, T), -torch.inf, device=device).triu(1)
+                scores += scores.new_full((T, T), -torch.inf).triu(1)
             attention = scores.softmax(-1)
             self.attention.append(attention)
             y = attention @ values  # (B, H, T, D)
@@ -116,12 +115,12 @@ def generate(model, idx):
     S, pos = len(model.wpe), 0
     for _ in range(max_new_tokens):
         if idx.shape[1] > S:
-            idx, pos = idx[:, -max(1, S // 2):], 0
+            idx, pos = idx[:, S // 2 - S:], 0
         logits = model(idx[:, pos:], pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits
         pos = idx.shape[1]
-        idx = torch.cat((idx, token), dim=1)  # (B, T+1)
+        idx = torch.cat((idx, token), 1)  # (B, T+1)
 
 # ---- pictures ----
 def tint(char, strength):
@@ -135,55 +134,46 @@ def print_attention(model, idx, text):
     """A triangle for each block and head: line t has the first t characters of the text of idx
     (1, T), tinted where the last of them looks."""
     model(idx)
-    for i, triangle in enumerate(torch.cat(model.attention, dim=1)[0]):  # (T, T)
-        print(f'block {i // model.n_head + 1}, head {i % model.n_head + 1}')
-        for t, weights in enumerate(triangle, 1):
-            print(*map(tint, text[:t], weights / max(weights)), sep='')
+    for i, attention in enumerate(model.attention, 1):  # (1, H, T, T)
+        for j, triangle in enumerate(attention[0], 1):  # (T, T)
+            print(f'block {i}, head {j}')
+            for t, weights in enumerate(triangle, 1):
+                print(*map(tint, text[:t], weights / max(weights)), sep='')
 
 # ---- main ----
 def check_settings():
     """Before any work, exit on an impossible setting, with one line that says what is allowed."""
-    assert num_samples > 0, f'{num_samples=} must be 1 or more'
-    assert max_new_tokens >= 0, f'{max_new_tokens=} must be 0 or more'
-    assert temperature >= 0, f'{temperature=} must be 0 or more'
-    assert top_k is None or top_k > 0, f'{top_k=} must be None, for no limit, or 1 or more'
+    assert num_samples > 0 and (top_k or 1) > 0, f'{num_samples=}, {top_k=}: each 1 or more'
+    assert min(max_new_tokens, temperature) >= 0, f'{max_new_tokens=}, {temperature=}: 0 or more'
     assert 0 < top_p <= 1, f'{top_p=} must be above 0 and at most 1'
     assert show in ('', 'surprise', 'attention'), f"{show=} must be '', 'surprise' or 'attention'"
     assert start or show != 'attention', f"{show=} needs a start, such as 'O Romeo'"
-
-def read_start(chars):
-    """The tokens of start; an empty one becomes the first of chars, in most texts a newline."""
-    text = start
-    if start.startswith('FILE:'):
-        text = open(start[5:], newline='', encoding='utf-8-sig').read()
-    unknown = set(text) - set(chars)
-    assert not unknown, f'start has characters that the model has never seen: {unknown}'
-    return [chars.index(char) for char in text] or [0]
 
 @torch.inference_mode()
 def main():
     check_settings()
     torch.backends.mkldnn.enabled = False  # oneDNN would plan anew for each cache length
     model, chars = load_model()
-    idx = torch.tensor([read_start(chars)], device=device)  # (1, T)
+    unknown = set(start) - set(chars)
+    assert not unknown, f'start has characters that the model has never seen: {unknown}'
+    idx = torch.tensor([[chars.index(char) for char in start] or [0]], device=device)  # (1, T)
     if sys.stdout.isatty():  # a terminal obeys control characters: show them escaped
         chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in chars]
     text = [chars[i] for i in idx[0]]
     if show:
-        print('Red: unlikely, or, for attention, much looked at' if color else
-              'No colors: not a terminal, or NO_COLOR is set', file=sys.stderr)
+        print('Red: unlikely, or looked at' if color else 'No colors: no terminal', file=sys.stderr)
     if show == 'attention':
         print_attention(model, idx[:, -len(model.wpe):], text[-len(model.wpe):])
     torch.manual_seed(seed)
     print(''.join(text), end='', flush=True)
-    tokens = []
+    written = []
     for token, logits in generate(model, idx.expand(num_samples, -1)):
-        tokens.append(token)
+        written.append(token)
         odds = (logits[0, token[0]] - logits[0].max()).exp() if show == 'surprise' else 1
         print(tint(chars[token[0]], 1 - odds), end='', flush=True)
     print()
     for sample in range(1, num_samples):
-        print('-' * 40, ''.join(text + [chars[token[sample]] for token in tokens]), sep='\n')
+        print('-' * 40, ''.join(text + [chars[token[sample]] for token in written]), sep='\n')
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
@@ -191,5 +181,5 @@ if __name__ == '__main__':
         main()
     except (KeyboardInterrupt, BrokenPipeError):  # the reader has had enough
         os._exit(130)  # sys.exit would write to the closed pipe again
-    except (AssertionError, OSError, UnicodeError) as e:
+    except (AssertionError, OSError) as e:
         sys.exit(e)

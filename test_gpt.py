@@ -988,8 +988,11 @@ def test_an_edited_model_trains_whole_and_is_sampled_as_it_is_or_not_at_all(
     edited.train()
     trained = torch.load('latest.pt', weights_only=True)['model']
     for key, weight in first.items():
-        unused = 'unused' in key or name == 'no learned positions' and key == 'wpe'
-        assert torch.equal(weight, trained[key]) == unused, f'{key} was not trained'
+        if 'unused' in key:  # it only decays
+            assert torch.allclose(weight, trained[key], rtol=0.1, atol=0)
+        else:
+            left_out = name == 'no learned positions' and key == 'wpe'
+            assert torch.equal(weight, trained[key]) == left_out, f'{key} was not trained'
     if name in ('untied', 'no learned positions'):  # zeros are added there, which changes nothing
         sample.load_model()
     else:
@@ -1068,12 +1071,7 @@ def test_greedy_text_is_the_argmax_of_training_beyond_the_window_too(trained, mo
         context = context if context.shape[1] <= 16 else context[:, -8:]
     assert len(computed) == 40 and max(computed[1:]) == 8 and computed.count(1) >= 34
 
-def test_the_start_is_read_as_it_stands_but_for_a_byte_order_mark(tiny, monkeypatch):
-    pathlib.Path('start.txt').write_bytes('\ufeffa\r\nb'.encode())
-    monkeypatch.setattr(sample, 'start', 'FILE:start.txt')
-    assert sample.read_start('\n\rab') == [2, 1, 0, 3]
-
-def test_the_start_may_be_a_file_long_or_nothing_and_the_seed_repeats_the_text(
+def test_the_start_may_be_long_or_nothing_and_the_seed_repeats_the_text(
         trained, capsys, monkeypatch):
     monkeypatch.setattr(sample, 'max_new_tokens', 30)
     def written(**globals):
@@ -1084,8 +1082,7 @@ def test_the_start_may_be_a_file_long_or_nothing_and_the_seed_repeats_the_text(
     first = written(start='The quick', seed=1)
     assert first.startswith('The quick') and len(first) == len('The quick') + 30 + 1
     assert written() == first != written(seed=2)
-    pathlib.Path('start.txt').write_text(TEXT)
-    assert written(start='FILE:start.txt').startswith(TEXT)
+    assert written(start=TEXT).startswith(TEXT)
     assert len(written(start='')) == 1 + 30 + 1
     three = written(num_samples=3).split('-' * 40)
     assert len(three) == 3 and len(set(three)) == 3
@@ -1147,7 +1144,7 @@ def test_a_closed_pipe_ends_sample_without_a_word(trained, tmp_path, monkeypatch
 def test_sample_tells_what_is_wrong(trained, tmp_path):
     cases = [
         ('start', 'The \xa7 dog', "'\xa7'"),
-        ('top_k', 0, 'top_k=0'),
+        ('top_k', -1, 'top_k=-1'),
         ('top_p', 0.0, 'top_p=0.0'),
         ('top_p', 2, 'top_p=2'),
         ('temperature', -1, 'temperature=-1'),
@@ -1160,18 +1157,16 @@ def test_sample_tells_what_is_wrong(trained, tmp_path):
             patch.setattr(sample, name, value)
             sample.main()
         assert words in str(error.value) and '\n' not in str(error.value)
-    folders = [tmp_path / name for name in ('top_k', 'start', 'device')]
+    folders = [tmp_path / name for name in ('top_k', 'device')]
     for folder in folders:
         folder.mkdir()
         os.link('ckpt.pt', folder / 'ckpt.pt')
     results = in_parallel([
-        lambda: run('sample.py', folders[0], top_k=0),
-        lambda: run('sample.py', folders[1], start='FILE:none'),
-        lambda: run('sample.py', folders[2], device='cuda:7')])
-    assert_one_line(results[0], 'top_k=0', 'None')
-    assert_one_line(results[1], "'none'")
-    assert_one_line(results[2], 'ckpt.pt', 'CUDA')
-    assert 'run python gpt.py' not in results[2].stderr  # it would replace a good one
+        lambda: run('sample.py', folders[0], top_k=-1),
+        lambda: run('sample.py', folders[1], device='cuda:7')])
+    assert_one_line(results[0], 'top_k=-1')
+    assert_one_line(results[1], 'ckpt.pt', 'CUDA')
+    assert 'run python gpt.py' not in results[1].stderr  # it would replace a good one
     os.remove('ckpt.pt')
     assert_one_line(run('sample.py', tmp_path), 'ckpt.pt', 'python gpt.py makes', 'No such file')
 
