@@ -41,12 +41,16 @@ def rotate(x, angle):
 class Model:
     """The GPT of gpt.py in use: takes the weights it knows out of a state_dict."""
     def __init__(self, weights, n_layer, n_head):
-        def take(name):
-            weight = weights.pop(f'{name}.weight').t()  # for x @ weight; copied if wide: faster
+        def take(names, prefix=''):  # several side by side: one product, faster than three
+            weight = torch.cat([weights.pop(f'{prefix}{name}.weight')
+                                for name in names.split()]).t()  # for x @ weight
+            # a wide one is copied, to lie in memory row by row: again faster
             return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()
 
-        parts = 'ln_1 attn.query attn.key attn.value attn.c_proj ln_2 mlp.c_fc mlp.c_proj'.split()
-        self.blocks = [[take(f'blocks.{i}.{part}') for part in parts] for i in range(n_layer)]
+        parts = ('ln_1', 'attn.query attn.key attn.value', 'attn.c_proj',
+                 'ln_2', 'mlp.c_fc', 'mlp.c_proj')
+        self.blocks = [[take(part, f'blocks.{i}.') for part in parts]
+                       for i in range(n_layer)]
         self.ln_f, self.lm_head = take('ln_f'), take('lm_head')
         self.wte, self.wpe = weights.pop('wte.weight'), weights.pop('wpe')
         self.n_head = n_head
@@ -60,25 +64,20 @@ class Model:
         (B, T), (S, C) = idx.shape, self.wpe.shape
         H, D = self.n_head, C // self.n_head
         angle = self.angle[pos:pos + T]  # (T, D/2)
-        self.attention = []
+        self.queries_keys = []  # of each block, for print_attention
         x = self.wte[idx] + self.wpe[pos:pos + T]  # (B, T, C)
         if pos == 0:  # for each block, room for keys and values (B, H, S, D), written below
             self.cache = x.new_zeros(len(self.blocks), 2, B, H, S, D)
         for block, (keys, values) in zip(self.blocks, self.cache[..., :pos + T, :]):
-            ln_1, query, key, value, attn_proj, ln_2, c_fc, mlp_proj = block
-            z = F.layer_norm(x, [C], ln_1)
-            q, k, v = [(z @ weight).view(B, T, H, D).transpose(1, 2)  # (B, H, T, D) each
-                       for weight in (query, key, value)]
-            q, k = rotate(F.layer_norm(torch.stack((q, k)), [D]), angle)
-            keys[:, :, pos:] = k
-            values[:, :, pos:] = v
-            scores = q @ keys.mT / D ** 0.5  # (B, H, T, pos+T)
-            if pos == 0:  # in decode, the only query has no future to hide
-                scores += scores.new_full((T, T), -torch.inf).triu(1)
-            attention = scores.softmax(-1)
-            self.attention.append(attention)
-            y = attention @ values  # (B, H, T, D)
-            x = x + y.transpose(1, 2).reshape(B, T, C) @ attn_proj
+            ln_1, qkv, attn_proj, ln_2, c_fc, mlp_proj = block
+            y = F.layer_norm(x, [C], ln_1) @ qkv  # (B, T, 3C)
+            y = y.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+            q, keys[:, :, pos:] = rotate(F.layer_norm(y[:2], [D]), angle)
+            values[:, :, pos:] = y[2]
+            self.queries_keys.append((q, keys))
+            # softmax(q @ keys.mT / sqrt(D)) @ values; in decode, one query has no future to hide
+            y = F.scaled_dot_product_attention(q, keys, values, is_causal=pos == 0)  # (B, H, T, D)
+            x = x + y.transpose(1, 2).flatten(2) @ attn_proj
             x = x + F.gelu(F.layer_norm(x, [C], ln_2) @ c_fc) @ mlp_proj
         return F.layer_norm(x, [C], self.ln_f) @ self.lm_head
 
@@ -87,7 +86,7 @@ def load_model():
     logits for the stored window differ from gpt.py's."""
     try:
         assert not zipfile.ZipFile('ckpt.pt').testzip(), 'damaged: a checksum is wrong'
-        ckpt = torch.load('ckpt.pt', map_location=device)  # runs no code
+        ckpt = torch.load('ckpt.pt', device)  # runs no code
         weights = ckpt['model']
         model = Model(weights, ckpt['n_layer'], ckpt['n_head'])
         window, logits = ckpt['probe']
@@ -127,23 +126,25 @@ def tint(char, strength):
     """The character on red, deeper as strength nears 1; plain below one half."""
     if strength < 0.5 or char == '\n' or not color:
         return char
-    pale = int(400 - 300 * strength)
-    return f'\x1b[30;48;2;255;{pale};{pale}m{char}\x1b[0m'
+    pale = 400 - 300 * strength
+    return f'\x1b[30;48;2;255;{pale:.0f};{pale:.0f}m{char}\x1b[0m'
 
 def print_attention(model, idx, text):
     """A triangle for each block and head: line t has the first t characters of the text of idx
     (1, T), tinted where the last of them looks."""
     model(idx)
-    for i, attention in enumerate(model.attention, 1):  # (1, H, T, T)
-        for j, triangle in enumerate(attention[0], 1):  # (T, T)
+    for i, (q, keys) in enumerate(model.queries_keys, 1):
+        scores = q @ keys.mT / q.shape[-1] ** 0.5  # (1, H, T, T)
+        for j, head in enumerate(scores[0], 1):
             print(f'block {i}, head {j}')
-            for t, weights in enumerate(triangle, 1):
+            for t, row in enumerate(head, 1):
+                weights = row[:t].softmax(-1)
                 print(*map(tint, text[:t], weights / max(weights)), sep='')
 
 # ---- main ----
 def check_settings():
     """Before any work, exit on an impossible setting, with one line that says what is allowed."""
-    assert num_samples > 0 and (top_k or 1) > 0, f'{num_samples=}, {top_k=}: each 1 or more'
+    assert min(num_samples, top_k or 1) > 0, f'{num_samples=}, {top_k=}: each 1 or more'
     assert min(max_new_tokens, temperature) >= 0, f'{max_new_tokens=}, {temperature=}: 0 or more'
     assert 0 < top_p <= 1, f'{top_p=} must be above 0 and at most 1'
     assert show in ('', 'surprise', 'attention'), f"{show=} must be '', 'surprise' or 'attention'"
@@ -154,9 +155,9 @@ def main():
     check_settings()
     torch.backends.mkldnn.enabled = False  # oneDNN would plan anew for each cache length
     model, chars = load_model()
-    unknown = set(start) - set(chars)
-    assert not unknown, f'start has characters that the model has never seen: {unknown}'
-    idx = torch.tensor([[chars.index(char) for char in start] or [0]], device=device)  # (1, T)
+    assert set(start) <= set(chars), f'not in the training text: {set(start) - set(chars)}'
+    idx = torch.tensor([[chars.index(char) for char in start] or [0]],
+                       device=device)  # (1, T)
     if sys.stdout.isatty():  # a terminal obeys control characters: show them escaped
         chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in chars]
     text = [chars[i] for i in idx[0]]
@@ -169,11 +170,12 @@ def main():
     written = []
     for token, logits in generate(model, idx.expand(num_samples, -1)):
         written.append(token)
-        odds = (logits[0, token[0]] - logits[0].max()).exp() if show == 'surprise' else 1
+        odds = (logits[0, token[0, 0]] - logits[0].max()).exp() if show == 'surprise' else 1
         print(tint(chars[token[0]], 1 - odds), end='', flush=True)
     print()
     for sample in range(1, num_samples):
-        print('-' * 40, ''.join(text + [chars[token[sample]] for token in written]), sep='\n')
+        print('----------------------------------------',
+              ''.join(text + [chars[token[sample]] for token in written]), sep='\n')
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
