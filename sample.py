@@ -16,18 +16,18 @@ import os
 import sys
 import zipfile
 
-os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # waiting threads yield their core sooner
+os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # idle threads give up their core sooner
 import torch
 from torch.nn import functional as F
 
-start = ''  # what to continue, or open('name').read(); '' is the first of chars, mostly a newline
+start = ''  # what to continue, or open('name').read(); '': the first of chars, usually a newline
 num_samples = 1  # the first is printed while it is written, the others when all are done
 max_new_tokens = 500  # characters to write
 temperature = 0.8  # below 1 sharpens the odds, above 1 flattens them; 0 takes the likeliest
 top_k = 200  # choose among this many of the likeliest characters; None for all of them
 top_p = 1.0  # choose among the likeliest that together reach this probability
 seed = 1337  # the same seed gives the same text on the same machine
-show = ''  # 'surprise' tints the unlikely, 'attention' what each character of start looks at
+show = ''  # 'surprise' tints the unlikely, 'attention' first shows where start looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 color = 'NO_COLOR' not in os.environ and (sys.stdout.isatty() or 'FORCE_COLOR' in os.environ)
 
@@ -41,10 +41,11 @@ def rotate(x, angle):
 class Model:
     """The GPT of gpt.py in use: takes the weights it knows out of a state_dict."""
     def __init__(self, weights, n_layer, n_head):
-        def take(names, prefix=''):  # several side by side: one product, faster than three
+        def take(names, prefix=''):
+            # matrices are transposed, for x @ weight; several side by side are one product: faster
             weight = torch.cat([weights.pop(f'{prefix}{name}.weight')
-                                for name in names.split()]).t()  # for x @ weight
-            # a wide one is copied, to lie in memory row by row: again faster
+                                for name in names.split()]).t()
+            # a wide one is copied, to lie in memory row by row: faster, too
             return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()
 
         parts = ('ln_1', 'attn.query attn.key attn.value', 'attn.c_proj',
@@ -59,8 +60,8 @@ class Model:
         self.angle = angle.to(device)  # (S, D/2)
 
     def __call__(self, idx, pos=0):
-        """Logits (B, T, V) of what follows each of idx (B, T), which starts at pos. pos = 0,
-        prefill, begins a new cache; later calls decode one character each."""
+        """Logits (B, T, V) of what follows each of idx (B, T), which starts at pos. pos = 0
+        (prefill) starts a new cache; each later call (decode) continues it by one character."""
         (B, T), (S, C) = idx.shape, self.wpe.shape
         H, D = self.n_head, C // self.n_head
         angle = self.angle[pos:pos + T]  # (T, D/2)
@@ -72,7 +73,7 @@ class Model:
             ln_1, qkv, attn_proj, ln_2, c_fc, mlp_proj = block
             y = F.layer_norm(x, [C], ln_1) @ qkv  # (B, T, 3C)
             y = y.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-            q, keys[:, :, pos:] = rotate(F.layer_norm(y[:2], [D]), angle)
+            q, keys[:, :, pos:] = rotate(F.layer_norm(y[:2], [D]), angle)  # (B, H, T, D) each
             values[:, :, pos:] = y[2]
             self.queries_keys.append((q, keys))
             # softmax(q @ keys.mT / sqrt(D)) @ values; in decode, one query has no future to hide
@@ -90,7 +91,7 @@ def load_model():
         weights = ckpt['model']
         model = Model(weights, ckpt['n_layer'], ckpt['n_head'])
         window, logits = ckpt['probe']
-        if weights or not torch.allclose(model(window), logits, 1e-3, 1e-3):  # some are left over
+        if weights or not torch.allclose(model(window), logits, 1e-3, 1e-3):  # left over, or other
             raise KeyError(*weights)
         return model, ckpt['meta']['chars']
     except KeyError as e:
@@ -114,7 +115,7 @@ def generate(model, idx):
     S, pos = len(model.wpe), 0
     for _ in range(max_new_tokens):
         if idx.shape[1] > S:
-            idx, pos = idx[:, S // 2 - S:], 0
+            idx, pos = idx[:, S // 2 - S:], 0  # the last half
         logits = model(idx[:, pos:], pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits
@@ -156,13 +157,13 @@ def main():
     torch.backends.mkldnn.enabled = False  # oneDNN would plan anew for each cache length
     model, chars = load_model()
     assert set(start) <= set(chars), f'not in the training text: {set(start) - set(chars)}'
-    idx = torch.tensor([[chars.index(char) for char in start] or [0]],
-                       device=device)  # (1, T)
+    idx = torch.tensor([[chars.index(char) for char in start] or [0]], device=device)  # (1, T)
     if sys.stdout.isatty():  # a terminal obeys control characters: show them escaped
         chars = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in chars]
     text = [chars[i] for i in idx[0]]
     if show:
-        print('Red: unlikely, or looked at' if color else 'No colors: no terminal', file=sys.stderr)
+        print('Red: unlikely, or, for attention, much looked at' if color else
+              'No colors: not a terminal, or NO_COLOR is set', file=sys.stderr)
     if show == 'attention':
         print_attention(model, idx[:, -len(model.wpe):], text[-len(model.wpe):])
     torch.manual_seed(seed)
@@ -181,7 +182,7 @@ if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?
     try:
         main()
-    except (KeyboardInterrupt, BrokenPipeError):  # the reader has had enough
+    except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or | head has had enough
         os._exit(130)  # sys.exit would write to the closed pipe again
     except (AssertionError, OSError) as e:
         sys.exit(e)
