@@ -1105,6 +1105,20 @@ def on_a_terminal(folder, **globals):
     assert process.wait() == 0
     return written.decode()
 
+@torch.no_grad()
+def test_the_picture_of_attention_shows_the_weights_of_each_head(tiny, monkeypatch):
+    model = gpt.GPT(10)
+    idx = torch.randint(10, (1, 5))
+    shown, computed, softmax = [], [], torch.Tensor.softmax
+    monkeypatch.setattr(sample, 'tint', lambda char, strength: shown.append(strength) or char)
+    sample.print_attention(sample.Model(model.state_dict(), 2, 2), idx, 'abcde')
+    monkeypatch.setattr(torch.Tensor, 'softmax', lambda scores, dim: (
+        computed.append(softmax(scores, dim)) or computed[-1]))
+    model(idx)
+    rows = torch.cat(computed, dim=1)[0].flatten(0, 1)  # 4 heads, 5 rows each
+    expected = [row[:i % 5 + 1] / row.max() for i, row in enumerate(rows)]
+    assert_close(torch.stack(shown), torch.cat(expected))
+
 def test_pictures_are_tinted_on_a_terminal_only(trained, tmp_path, monkeypatch):
     monkeypatch.delenv('NO_COLOR', raising=False)
     tinted = on_a_terminal(tmp_path, show='surprise', temperature=5.0)
