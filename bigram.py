@@ -45,7 +45,7 @@ def get_batch(data):
     """Inputs (B, T): random windows of data. Targets (B, T): the character after each."""
     starts = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # (B, 1)
     windows = data[starts + np.arange(block_size + 1)]  # (B, T+1)
-    windows = torch.from_numpy(windows.astype(np.int64)).to(device)
+    windows = torch.from_numpy(windows).long().to(device)
     return windows[:, :-1], windows[:, 1:]
 
 # ---- model ----
