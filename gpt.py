@@ -28,7 +28,7 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = 'cuda' in device  # two configurations: a small model for a CPU, a larger one for a GPU
 batch_size = 64 if gpu else 16  # windows in a step, over all processes together
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
-max_iters = 1000 if gpu else 1900  # steps of training
+max_iters = 1000 if gpu else 2300  # steps of training
 eval_interval = 500  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
@@ -36,6 +36,8 @@ n_head = n_embd // 64  # attention heads in a block; 2 * n_head must divide n_em
 dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above train loss
 learning_rate = 1e-2  # at the first step; it falls linearly to 0
 weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
+avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # a CPU without it has no bfloat16
+bfloat16 = gpu or avx512 and torch.cpu.get_capabilities()['avx512_bf16']  # products in 16 bits
 compile = gpu  # torch.compile: a slower start, then faster steps
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True continues from latest.pt, saved at the last evaluation
@@ -67,8 +69,8 @@ def shuffle(data, begin):
 
 def get_batch(data, starts):
     """Inputs (B, T): the windows of data at starts (B,). Targets (B, T): the same, one later."""
-    windows = data[starts[:, None] + np.arange(block_size + 1)]  # (B, T+1)
-    windows = torch.from_numpy(windows).long().to(device)
+    windows = torch.from_numpy(data[starts[:, None] + np.arange(block_size + 1)])  # (B, T+1)
+    windows = windows.long().to(device)
     return windows[:, :-1], windows[:, 1:]
 
 # ---- model ----
@@ -147,7 +149,7 @@ class GPT(nn.Module):
     def generate(self, idx, max_new_tokens):
         """Append max_new_tokens sampled tokens to each row of idx (B, T)."""
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -len(self.wpe):])  # the model can look back no further
+            logits, _ = self(idx[:, -block_size:])  # the model can look back no further
             probs = logits[:, -1].softmax(-1)  # (B, V)
             idx = torch.cat((idx, torch.multinomial(probs, 1)), 1)  # (B, T+1)
         return idx
@@ -221,8 +223,7 @@ def check_settings(data):
     """Before any work, exit on an impossible setting, with one line that says what is allowed."""
     assert min(n_layer, max_iters) > 0, f'{n_layer=}, {max_iters=}: each must be 1 or more'
     assert n_head > 0 and n_embd % (2 * n_head) == 0, f'2 * {n_head=} must divide {n_embd=}'
-    assert 0 <= dropout < 1, f'{dropout=} must be 0 or more and below 1'
-    assert eval_interval > 0, f'{eval_interval=} must be 1 or more'
+    assert 0 <= dropout < 1 <= eval_interval, f'{dropout=}: 0 to <1; {eval_interval=}: 1 or more'
     assert 0 < block_size < len(data['val']), f'{block_size=}: 1 to {len(data["val"]) - 1}'
     sizes = range(world_size, len(data['train']) // (block_size + 1), world_size)
     assert batch_size in sizes, f'{batch_size=} must be in {sizes}'
@@ -250,15 +251,15 @@ def train():
         model.train()
         torch.set_float32_matmul_precision('medium')  # allows TF32 or bfloat16 in matrix products
         torch.manual_seed(seed + step * world_size + rank)  # the same dropout after a resume
-        with torch.autocast('cuda', torch.bfloat16, gpu):
+        with torch.autocast('cuda' if gpu else 'cpu', torch.bfloat16, bfloat16):
             _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # our rank's share
         loss.backward()
         for optimizer in optimizers.values():
-            optimizer.param_groups[0]['lr'] = learning_rate * (1 - (step - 1) / max_iters)
+            optimizer.param_groups[0]['lr'] = learning_rate * (max_iters + 1 - step) / max_iters
             optimizer.step()
             optimizer.zero_grad()
 
-        if rank == 0 and (step % 50 == 0 or step == 1):
+        if rank == 0 and step % 50 == 1:
             print(f'step {step}, {time.time() - start:.0f} s: batch loss {loss:.4f}', flush=True)
         if rank == 0 and (step % eval_interval == 0 or step == max_iters):
             val_loss = estimate_loss(model, data['val'])
@@ -272,11 +273,10 @@ def train():
                 save('ckpt.pt', ckpt)  # the best so far, for sample.py
             print(f'step {step}: val loss {val_loss:.4f}, best {best_loss:.4f}', flush=True)
     if rank == 0:
-        shown = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in meta['chars']]
+        shown = [c if c.isprintable() or c in '\n\t' else f'\\x{ord(c):02x}' for c in meta['chars']]
         print(''.join(shown[i] for i in model.generate(window[:, :1], 200)[0]))
 
 if __name__ == '__main__':
-    torch.empty(8_000_000)  # once freed, these 32 MB make glibc reuse memory: up to 10% faster
     try:
         train()
     except AssertionError as e:
