@@ -413,7 +413,7 @@ def read_data():
 
 @pytest.mark.parametrize('text', [
     'Hello, world!\n', 'Быть или не быть\r\n', '生存还是毁灭，这是问题。', 'שלום עולם مرحبا',
-    '👩\u200d🚀 and a \0 and a\rcarriage return', '\ufeff\ufeffa byte order mark, then one in the text'])
+    '👩\u200d🚀 and a \0 and a\rcarriage return', '\ufeff\ufeffa byte order mark, then one more'])
 @pytest.mark.parametrize('chunk_size', [1, 7, 1 << 22])
 def test_encoding_loses_nothing_however_it_is_read(text, chunk_size, tiny, monkeypatch):
     monkeypatch.setattr(prepare, 'chunk_size', chunk_size)
