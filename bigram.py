@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 batch_size = 32  # windows of text in one step
 block_size = 32  # characters in a window
-max_iters = 5000  # steps of training; without any, it writes at random
+max_iters = 5000  # steps of training
 eval_interval = 1000  # steps between two estimates of the loss
 eval_iters = 400  # batches that an estimate averages over
 learning_rate = 1e-2  # each row of the table learns on its own, so it tolerates a high rate
@@ -44,8 +44,8 @@ def load_data():
 def get_batch(data):
     """Inputs (B, T): random windows of data. Targets (B, T): the character after each."""
     starts = torch.randint(len(data) - block_size, (batch_size, 1)).numpy()  # (B, 1)
-    windows = data[starts + np.arange(block_size + 1)]  # (B, T+1)
-    windows = torch.from_numpy(windows).long().to(device)
+    windows = torch.from_numpy(data[starts + np.arange(block_size + 1)])  # (B, T+1)
+    windows = windows.long().to(device)
     return windows[:, :-1], windows[:, 1:]
 
 # ---- model ----
@@ -86,6 +86,7 @@ def check_settings(shortest):
     """Exit before any work if a setting cannot work; shortest: length of the shorter split."""
     assert 0 < batch_size < 10**6, f'{batch_size=} must be 1 or more and below a million'
     assert 0 < block_size < shortest, f'{block_size=} must be from 1 to {shortest - 1}'
+    assert max_iters > 0, f'{max_iters=} must be 1 or more'
     assert eval_interval > 0, f'{eval_interval=} must be 1 or more'
     assert eval_iters > 0, f'{eval_iters=} must be 1 or more'
     assert max_new_tokens >= 0, f'{max_new_tokens=} must be 0 or more'

@@ -174,9 +174,8 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group['params'] if p.shape == shape]
             grads = torch.stack([0 * p if p.grad is None else p.grad for p in params])  # (N, ..)
             momentum = self.state[shape].setdefault('momentum', 0 * grads)
-            momentum.lerp_(grads, 0.1)  # a running mean: 0.9 * momentum + 0.1 * gradient
-            updates = torch.vmap(orthogonalize)(0.9 * momentum + 0.1 * grads)  # Nesterov: again
-            for p, update in zip(params, updates):
+            momentum.lerp_(grads, 0.1)  # a running mean; below, grads mixed in once more: Nesterov
+            for p, update in zip(params, torch.vmap(orthogonalize)(0.9 * momentum + 0.1 * grads)):
                 # the RMS of update is 1 / sqrt(max(shape)), Adam's about 0.2: arxiv 2502.16982
                 p.sub_(group['lr'] * (0.2 * max(shape) ** 0.5 * update + weight_decay * p))
 
@@ -221,9 +220,10 @@ def restore(parts, meta, val):
 
 def check_settings(data):
     """Before any work, exit on an impossible setting, with one line that says what is allowed."""
-    assert min(n_layer, eval_interval) > 0, f'{n_layer=}, {eval_interval=}: each 1 or more'
-    assert n_head > 0 and n_embd % (2 * n_head) == 0, f'2 * {n_head=} must divide {n_embd=}'
+    assert min(n_layer, n_head, max_iters) > 0, f'{n_layer=}, {n_head=}, {max_iters=}: 1 or more'
+    assert n_embd % (2 * n_head) == 0, f'2 * {n_head=} must divide {n_embd=}'
     assert 0 <= dropout < 1, f'{dropout=} must be 0 or more and below 1'
+    assert eval_interval > 0, f'{eval_interval=} must be 1 or more'
     assert 0 < block_size < len(data['val']), f'{block_size=}: 1 to {len(data["val"]) - 1}'
     sizes = range(world_size, len(data['train']) // (block_size + 1), world_size)
     assert batch_size in sizes, f'{batch_size=} must be in {sizes}'
@@ -251,7 +251,7 @@ def train():
         model.train()
         torch.set_float32_matmul_precision('medium')  # allows TF32 or bfloat16 in matrix products
         torch.manual_seed(seed + step * world_size + rank)  # the same dropout after a resume
-        with torch.autocast('cuda' if gpu else 'cpu', torch.bfloat16, enabled=bfloat16):
+        with torch.autocast('cuda' if gpu else 'cpu', torch.bfloat16, bfloat16):
             _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # our rank's share
         loss.backward()
         for optimizer in optimizers.values():
