@@ -18,7 +18,7 @@ import time
 import zipfile  # the format of torch.save
 from hashlib import sha256
 
-os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # idle threads give up their core sooner
+os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # before torch: idle threads yield sooner
 import numpy as np
 import torch
 from torch import nn
@@ -32,12 +32,12 @@ max_iters = 1000 if gpu else 2300  # steps of training
 eval_interval = 500  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
-n_head = n_embd // 64  # attention heads in a block; 2 * n_head must divide n_embd
+n_head = n_embd // 64  # attention heads in a block; rotate() needs an even n_embd / n_head
 dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above batch loss
 learning_rate = 1e-2  # at the first step; it falls linearly to 0
-weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
-avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # what PyTorch uses of this CPU
-bfloat16 = gpu or avx512 and torch.cpu.get_capabilities()['avx512_bf16']  # matrix products in it
+weight_decay = 0.3  # each step takes learning rate * weight_decay off the blocks' matrices
+avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # PyTorch uses it here
+bfloat16 = gpu or avx512 and torch.cpu.get_capabilities()['avx512_bf16']  # for matrix products
 compile = gpu  # torch.compile: a slower start, then faster steps
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True continues from latest.pt, saved at the last evaluation
@@ -51,14 +51,14 @@ def load_data():
         meta = json.load(open('meta.json'))
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
         hashes = [sha256(data[split]).hexdigest() for split in ('train', 'val')]
-        assert hashes == meta['sha256'], 'the files come from different texts'
+        assert hashes == meta['sha256'], 'damaged, or from different texts'
         return meta, data
     except Exception as e:  # whatever is wrong with these files, writing them anew fixes it
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def shuffle(data, begin):
     """For each step after begin, yield the step and the starts (B,) of its windows. Each epoch cuts
-    the data, from a new random offset, into windows of T + 1 characters and shuffles them."""
+    the data at new places into windows of T inputs and one last target, and shuffles them."""
     n = len(data) // (block_size + 1) - 1  # one fewer than fit, to allow for the offset
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
@@ -75,8 +75,9 @@ def get_batch(data, starts):
 
 # ---- model ----
 def rotate(x, angle):
-    """Rotary positions, arxiv.org/abs/2104.09864: turn channels i and i + D/2 of x (.., T, D), as a
-    point in a plane, by an angle (T, D/2): q @ k.mT then sees only how far apart positions are."""
+    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D) are a
+    point in a plane, turned by angle (T, D/2), which grows with the position. The product of a
+    turned q and a turned k depends on the difference of their angles: on how far apart they are."""
     cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
@@ -88,7 +89,7 @@ class CausalSelfAttention(nn.Module):
         self.query = nn.Linear(n_embd, n_embd, bias=False)  # what a position looks for
         self.key = nn.Linear(n_embd, n_embd, bias=False)  # what it can be found by
         self.value = nn.Linear(n_embd, n_embd, bias=False)  # what it passes on when found
-        self.c_proj = nn.Linear(n_embd, n_embd, bias=False)
+        self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes what the heads found
 
     def forward(self, x):
         q, k, v = [linear(x).unflatten(2, (n_head, -1)).transpose(1, 2)  # (B, H, T, D) each
@@ -96,8 +97,8 @@ class CausalSelfAttention(nn.Module):
         T, D = q.shape[2:]
         position = torch.arange(T, device=device)[:, None]
         angle = position / 10000 ** (torch.arange(0, D, 2, device=device) / D)  # (T, D/2)
-        q, k = [rotate(F.layer_norm(x, [D]), angle) for x in (q, k)]  # QK-norm, arxiv 2302.05442
-        scores = q @ k.mT / D ** 0.5  # (B, H, T, T): how well each query matches each key
+        q, k = [rotate(F.layer_norm(u, [D]), angle) for u in (q, k)]  # QK-norm, arxiv 2302.05442
+        scores = q @ k.mT / D ** 0.5  # (B, H, T, T): each query by each key, at most sqrt(D)
         future = scores.new_full((T, T), -torch.inf).triu(1)  # the mask: -inf there, else 0
         y = (scores + future).softmax(-1) @ v  # (B, H, T, D): softmax(q @ k.mT / sqrt(D)) @ v
         return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C): the heads side by side
@@ -131,18 +132,18 @@ class GPT(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it is, beside rotate()
+        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it is, learned
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight  # tied: the same table for input and output
-        nn.init.normal_(self.wte.weight, std=0.02)  # small, so that the first loss is ln V
+        nn.init.normal_(self.wte.weight, std=0.02)  # near uniform at first: loss ln V
 
     def forward(self, idx, targets=None):
-        """Logits (B, T, V) of what follows each of idx (B, T); given targets, their loss."""
+        """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
         x = self.wte(idx) + self.wpe[:idx.shape[1]]  # (B, T, C)
         logits = self.lm_head(self.ln_f(self.blocks(x)))  # (B, T, V)
-        loss = None if targets is None else F.cross_entropy(logits.mT, targets)  # mT: V in dim 1
+        loss = None if targets is None else F.cross_entropy(logits.mT, targets)  # (B, V, T)
         return logits, loss
 
     @torch.no_grad()
@@ -155,18 +156,18 @@ class GPT(nn.Module):
         return idx
 
 def orthogonalize(G):
-    """Bring the singular values of G near 1, so that each direction gets an equal step."""
+    """Bring the singular values of G to about 1 (0.2 to 1.9): in each direction an equal step."""
     if len(G) > G.shape[1]:
         return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
-    X = G / (1.01 * G.norm() + 1e-7)  # all singular values below 1
+    X = G / (1.01 * G.norm() + 1e-7)  # all singular values s below 1; a, b, c: arxiv 2505.16932
     for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X  # singular values a s + b s^3 + c s^5: 2505.16932
+        X = a * X + (b * A + c * A @ A) @ X  # each s becomes a s + b s^3 + c s^5
     return X
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. torch.optim.Muon computes in
-    bfloat16: with AVX2 alone, its step for the default model takes 560 ms, this one 16."""
+    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. By hand, since torch.optim.Muon
+    computes in bfloat16: 560 ms a step for the default model with AVX2 alone, this one 16."""
     @torch.no_grad()
     def step(self):
         group = self.param_groups[0]
@@ -174,9 +175,9 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group['params'] if p.shape == shape]
             grads = torch.stack([0 * p if p.grad is None else p.grad for p in params])  # (N, ..)
             momentum = self.state[shape].setdefault('momentum', 0 * grads)
-            momentum.lerp_(grads, 0.1)  # a running mean; below, grads mixed in once more: Nesterov
+            momentum.lerp_(grads, 0.1)  # a running mean; below, with grads once more: Nesterov
             for p, update in zip(params, torch.vmap(orthogonalize)(0.9 * momentum + 0.1 * grads)):
-                # the RMS of update is 1 / sqrt(max(shape)), Adam's about 0.2: arxiv 2502.16982
+                # at Adam's RMS, 0.2, both can share learning_rate: arxiv.org/abs/2502.16982
                 p.sub_(group['lr'] * (0.2 * max(shape) ** 0.5 * update + weight_decay * p))
 
 def make_optimizers(model):
@@ -189,7 +190,7 @@ def make_optimizers(model):
 @torch.no_grad()
 def estimate_loss(model, data):
     """The mean loss over data (its first 2**18 characters) in windows that do not overlap."""
-    model.eval()  # no dropout, and full float32, to compare runs: the training loop resets both
+    model.eval()  # no dropout, full float32, to compare runs; each step sets both back
     torch.set_float32_matmul_precision('highest')
     starts = np.arange(0, len(data[:2**18]) - block_size, block_size)
     batches = np.split(starts, range(batch_size, len(starts), batch_size))
@@ -219,7 +220,7 @@ def restore(parts, meta, val):
         sys.exit(f'cannot resume from latest.pt: {e!r:.200}')
 
 def check_settings(data):
-    """Before any work, exit on an impossible setting, with one line that says what is allowed."""
+    """Before training, exit on an impossible setting, with one line that says what is allowed."""
     assert min(n_layer, n_head, max_iters) > 0, f'{n_layer=}, {n_head=}, {max_iters=}: 1 or more'
     assert n_embd % (2 * n_head) == 0, f'2 * {n_head=} must divide {n_embd=}'
     assert 0 <= dropout < 1, f'{dropout=} must be 0 or more and below 1'
@@ -240,11 +241,11 @@ def train():
     optimizers = make_optimizers(model)
     parts = {'model': model} | optimizers
     begin, best_loss = restore(parts, meta, data['val']) if resume else (0, np.inf)
-    net = torch.compile(model) if compile else model  # shares its parameters
+    net = torch.compile(model) if compile else model  # for the steps; the parameters are shared
     if world_size > 1:
         torch.distributed.init_process_group()
         net = nn.parallel.DistributedDataParallel(net)  # averages the gradients of the processes
-    window, _ = get_batch(data['val'], np.arange(1))  # (1, T): sample.py compares its logits
+    window, _ = get_batch(data['val'], np.arange(1))  # (1, T): sample.py must get its logits
     start = time.time()
 
     for step, starts in shuffle(data['train'], begin):
@@ -258,7 +259,6 @@ def train():
             optimizer.param_groups[0]['lr'] = learning_rate * (max_iters + 1 - step) / max_iters
             optimizer.step()
             optimizer.zero_grad()
-
         if rank == 0 and step % 50 == 1:
             print(f'step {step}, {time.time() - start:.0f} s: batch loss {loss:.4f}', flush=True)
         if rank == 0 and (step % eval_interval == 0 or step == max_iters):
@@ -280,6 +280,6 @@ if __name__ == '__main__':
     try:
         train()
     except AssertionError as e:
-        sys.exit(e)
+        sys.exit(e)  # one line, no traceback
     except (KeyboardInterrupt, UnicodeError) as e:  # the latter: the terminal lacks a character
         sys.exit(f'stopped ({e!r}): resume = True goes on from latest.pt, if steps are left')
