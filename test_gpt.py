@@ -225,7 +225,7 @@ def test_pytorch_has_attention_in_one_call():
     q, k, v = [linear(x).view(2, 10, gpt.n_head, -1).transpose(1, 2)
                for linear in (attention.query, attention.key, attention.value)]
     angle = torch.arange(10)[:, None] / 10000 ** (torch.arange(0, 64, 2) / 64)
-    q, k = [gpt.rotate(F.layer_norm(x, [64]), angle) for x in (q, k)]
+    q, k = [gpt.rotate(F.layer_norm(u, [64]), angle) for u in (q, k)]
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert_close(attention(x), y.transpose(1, 2).reshape(2, 10, gpt.n_embd))
 
@@ -981,7 +981,7 @@ EDITS = {  # what a user may do to gpt.py: from, to, from, to, ...
     'another rotary base': [
         '10000 **', '500 **'],
     'no QK-norm': [
-        'rotate(F.layer_norm(x, [D]), angle)', 'rotate(x, angle)'],
+        'rotate(F.layer_norm(u, [D]), angle)', 'rotate(u, angle)'],
     'no mask': [
         'scores + future', 'scores'],
 }
