@@ -36,7 +36,7 @@ def load_data():
         meta = json.load(open('meta.json'))
         data = {split: np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')}
         if meta['sha256'] != [sha256(data[split]).hexdigest() for split in ('train', 'val')]:
-            raise ValueError('the files come from different texts')
+            raise ValueError('damaged, or from different texts')
         return meta['chars'], data
     except Exception as e:  # whatever is wrong with these files, writing them anew fixes it
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')

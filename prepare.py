@@ -76,7 +76,7 @@ def prepare(folder):
 
 if __name__ == '__main__':
     try:
-        with tempfile.TemporaryDirectory(dir='.') as folder:
+        with tempfile.TemporaryDirectory('.tmp', dir='.') as folder:
             prepare(folder)
     except (OSError, UnicodeError, KeyboardInterrupt) as e:
         sys.exit(f'stopped ({e}): this needs input.txt in UTF-8 and disk space of twice its size')

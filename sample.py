@@ -45,7 +45,7 @@ class Model:
             # matrices are transposed, for x @ weight; several side by side are one product: faster
             weight = torch.cat([weights.pop(f'{prefix}{name}.weight')
                                 for name in names.split()]).t()
-            # a wide one is copied, to lie in memory row by row: faster, too
+            # all but a tall one are copied, to lie in memory row by row: faster, too
             return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()
 
         parts = ('ln_1', 'attn.query attn.key attn.value', 'attn.c_proj',
@@ -111,7 +111,7 @@ def choose(logits):
 
 def generate(model, idx):
     """Continue idx (B, T): yield, max_new_tokens times, a token (B, 1) and its logits (B, V). When
-    the window is full, its last half is prefilled anew: the cost of a character stays bounded."""
+    it outgrows the window, half a window is prefilled anew: a character's cost stays bounded."""
     S, pos = len(model.wpe), 0
     for _ in range(max_new_tokens):
         if idx.shape[1] > S:
@@ -145,7 +145,7 @@ def print_attention(model, idx, text):
 # ---- main ----
 def check_settings():
     """Before any work, exit on an impossible setting, with one line that says what is allowed."""
-    assert min(num_samples, top_k or 1) > 0, f'{num_samples=}, {top_k=}: each 1 or more'
+    assert min(num_samples, top_k or 1) > 0, f'{num_samples=}, {top_k=}: 1 or more (top_k: or None)'
     assert min(max_new_tokens, temperature) >= 0, f'{max_new_tokens=}, {temperature=}: 0 or more'
     assert 0 < top_p <= 1, f'{top_p=} must be above 0 and at most 1'
     assert show in ('', 'surprise', 'attention'), f"{show=} must be '', 'surprise' or 'attention'"

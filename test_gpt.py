@@ -777,6 +777,26 @@ def test_a_kill_at_any_moment_leaves_checkpoints_that_load(data):
         for path in ('ckpt.pt', 'latest.pt'):
             assert torch.load(path, weights_only=True)['meta']['chars'] == read_data()[0]
 
+def test_a_run_that_dies_between_its_two_saves_loses_nothing(data, monkeypatch):
+    gpt.train()
+    whole = torch.load('ckpt.pt')
+    assert whole['step'] == 12
+    saved, save = [], gpt.save
+    def save_three(path, ckpt):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(path, ckpt)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gpt, 'save', save_three)
+        gpt.train()
+    assert saved == ['ckpt.pt', 'latest.pt', 'ckpt.pt']
+    monkeypatch.setattr(gpt, 'resume', True)
+    gpt.train()
+    resumed = torch.load('ckpt.pt')
+    assert (resumed['step'], resumed['val_loss']) == (12, whole['val_loss'])
+    assert torch.load('latest.pt')['best_loss'] == whole['val_loss']
+
 def test_ctrl_c_says_what_is_saved_and_how_to_go_on(data):
     edit('gpt.py', data, **TINY | {'max_iters': 10**6, 'eval_interval': 10})
     process = subprocess.Popen([sys.executable, 'gpt.py'], text=True, stdout=subprocess.PIPE,
@@ -794,7 +814,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays_whole(data):
     size = len(old) // 2
     small_disk = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     result = run('gpt.py', data, preexec_fn=small_disk, **TINY)
-    assert_one_line(result, 'latest.pt', 'disk full')
+    assert_one_line(result, 'ckpt.pt', 'disk full')
     assert pathlib.Path('ckpt.pt').read_bytes() == old and not list(data.glob('*.tmp'))
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(data, monkeypatch):
@@ -983,7 +1003,7 @@ EDITS = {  # what a user may do to gpt.py: from, to, from, to, ...
     'no QK-norm': [
         'rotate(F.layer_norm(u, [D]), angle)', 'rotate(u, angle)'],
     'no mask': [
-        'scores + future', 'scores'],
+        'scores + mask', 'scores'],
 }
 
 @pytest.mark.parametrize('name', EDITS)
