@@ -35,7 +35,7 @@ n_embd = 384 if gpu else 128  # channels
 n_head = n_embd // 64  # attention heads in a block; rotate() needs an even n_embd / n_head
 dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above batch loss
 learning_rate = 1e-2  # at the first step; it falls linearly to 0
-weight_decay = 0.3  # each step takes this share, times the rate, off the blocks' matrices
+weight_decay = 0.3  # each step shrinks the blocks' matrices by this share times the rate
 avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # whether PyTorch uses it here
 bfloat16 = gpu or avx512 and torch.cpu.get_capabilities()['avx512_bf16']  # for matrix products
 compile = gpu  # torch.compile: a slower start, then faster steps
@@ -57,8 +57,8 @@ def load_data():
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def shuffle(data, begin):
-    """For each step after begin, yield the step and the starts (B,) of its windows. Each epoch cuts
-    the data, from a random offset, into windows of T inputs and a last target and shuffles them."""
+    """For each step after begin, yield the step and the starts (B,) of its windows. In each
+    epoch they lie side by side from a random offset, T inputs and a last target; then shuffled."""
     n = len(data) // (block_size + 1) - 1  # one fewer than fit, to allow for the offset
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
@@ -132,18 +132,18 @@ class GPT(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it is, learned
+        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it is, beside rotate()
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight  # tied: the same table for input and output
-        nn.init.normal_(self.wte.weight, std=0.02)  # near uniform at first: loss ln V
+        nn.init.normal_(self.wte.weight, std=0.02)  # small: an even guess at first, loss ln V
 
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
         x = self.wte(idx) + self.wpe[:idx.shape[1]]  # (B, T, C)
         logits = self.lm_head(self.ln_f(self.blocks(x)))  # (B, T, V)
-        loss = None if targets is None else F.cross_entropy(logits.mT, targets)  # logits: (B, V, T)
+        loss = None if targets is None else F.cross_entropy(logits.mT, targets)  # as (B, V, T)
         return logits, loss
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ class GPT(nn.Module):
         return idx
 
 def orthogonalize(G):
-    """Bring most singular values of G to about 1 (0.2 to 1.9): in each direction an equal step."""
+    """Bring most singular values of G near 1 (0.2 to 1.9): no few directions dominate a step."""
     if len(G) > G.shape[1]:
         return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
     X = G / (1.01 * G.norm() + 1e-7)  # all singular values s below 1; a, b, c: arxiv 2505.16932
@@ -177,7 +177,7 @@ class Muon(torch.optim.Optimizer):
             momentum = self.state[shape].setdefault('momentum', 0 * grads)
             momentum.lerp_(grads, 0.1)  # a running mean; below, with grads once more: Nesterov
             for p, update in zip(params, torch.vmap(orthogonalize)(0.9 * momentum + 0.1 * grads)):
-                # at Adam's RMS, 0.2, both can share learning_rate: arxiv.org/abs/2502.16982
+                # RMS 0.2, about Adam's, so that both can share learning_rate: arxiv 2502.16982
                 p.sub_(group['lr'] * (0.2 * max(shape) ** 0.5 * update + weight_decay * p))
 
 def make_optimizers(model):
@@ -189,10 +189,10 @@ def make_optimizers(model):
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """The mean loss over data (its first 2**18 characters) in windows that do not overlap."""
-    model.eval()  # no dropout, full float32, to compare runs; each step sets both back
+    """The mean loss over data (its first 262,144 characters) in windows that do not overlap."""
+    model.eval()  # no dropout, full float32, to compare runs; train() sets both back
     torch.set_float32_matmul_precision('highest')
-    starts = np.arange(0, len(data[:2**18]) - block_size, block_size)
+    starts = np.arange(0, len(data[:262144]) - block_size, block_size)
     batches = np.split(starts, range(batch_size, len(starts), batch_size))
     return sum(model(*get_batch(data, b))[1].item() * len(b) for b in batches) / len(starts)
 
@@ -203,7 +203,7 @@ def save(path, ckpt):
             torch.save(ckpt, f'{folder}/{path}')
             os.replace(f'{folder}/{path}', path)
     except (OSError, RuntimeError) as e:
-        sys.exit(f'cannot write {path} ({e}): is the disk full? The old file is intact')
+        sys.exit(f'cannot write {path} ({e}): is the disk full? An old file is intact')
 
 def restore(parts, meta, val):
     """Load latest.pt and check that its val loss is reproduced. Returns its step and best loss."""
@@ -245,14 +245,14 @@ def train():
     if world_size > 1:
         torch.distributed.init_process_group()
         net = nn.parallel.DistributedDataParallel(net)  # averages the gradients of the processes
-    window, _ = get_batch(data['val'], np.arange(1))  # (1, T): sample.py must get its logits
+    window, _ = get_batch(data['val'], np.arange(1))  # (1, T): sample.py must match its logits
     start = time.time()
 
     for step, starts in shuffle(data['train'], begin):
         model.train()
         torch.set_float32_matmul_precision('medium')  # allows TF32 or bfloat16 in matrix products
         torch.manual_seed(seed + step * world_size + rank)  # the same dropout after a resume
-        with torch.autocast('cuda' if gpu else 'cpu', torch.bfloat16, bfloat16):
+        with torch.autocast('cuda' if gpu else 'cpu', torch.bfloat16, enabled=bfloat16):
             _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # our rank's share
         loss.backward()
         for optimizer in optimizers.values():
@@ -270,7 +270,7 @@ def train():
                      'step': step, 'best_loss': best_loss, 'probe': (window, model(window)[0])}
             if val_loss == best_loss:
                 save('ckpt.pt', ckpt)  # the best so far, for sample.py
-            save('latest.pt', ckpt)  # for resume; last: a crash before it loses nothing
+            save('latest.pt', ckpt)  # for resume; second: after a crash here, it saves both again
             print(f'step {step}: val loss {val_loss:.4f}, best {best_loss:.4f}', flush=True)
     if rank == 0:
         shown = [c if c.isprintable() or c in '\n\t' else f'\\x{ord(c):02x}' for c in meta['chars']]
