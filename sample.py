@@ -96,7 +96,7 @@ def load_model():
         return model, ckpt['meta']['chars']
     except KeyError as e:
         sys.exit('ckpt.pt was made by a model that this file does not compute: make the same '
-                 f'change to Model here as in gpt.py (missing or unknown weights: {e.args})')
+                 f'change to Model as in gpt.py (missing or unknown weights: {e.args or "none"})')
     except Exception as e:
         sys.exit(f'cannot use ckpt.pt, which python gpt.py makes: {e!r:.200}')
 
