@@ -30,7 +30,7 @@ avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # whether PyTorch 
 bfloat16 = gpu or (avx512 and torch.cpu.get_capabilities()['avx512_bf16'])  # for matrix products
 batch_size = 64 if gpu else 16  # windows in a step, over all processes together
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
-max_iters = 1000 if gpu else 2300 if bfloat16 else 1900  # steps; fewer where one takes longer
+max_iters = 1000 if gpu else 2200 if bfloat16 else 1900  # steps; fewer where one takes longer
 eval_interval = 500  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
@@ -57,8 +57,8 @@ def load_data():
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def shuffle(data, begin):
-    """For each step after begin, yield the step and the starts (B,) of its windows. In each
-    epoch they lie side by side from a random offset, T inputs and a last target; then shuffled."""
+    """For each step after begin, yield the step and the starts (B,) of its windows. An epoch cuts
+    the data, from a random offset on, into windows of T + 1 side by side, and shuffles them."""
     n = len(data) // (block_size + 1) - 1  # one fewer than fit, to allow for the offset
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
@@ -114,7 +114,7 @@ class MLP(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x)))  # (B, T, 4C) inside, (B, T, C) at the end
 
 class Block(nn.Module):
-    """Communication followed by computation."""
+    """Communicate, then compute; each adds to what is there."""
     def __init__(self):
         super().__init__()
         self.ln_1 = nn.LayerNorm(n_embd, bias=False)
@@ -132,7 +132,7 @@ class GPT(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it is, beside rotate()
+        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it is; rotate(): distances
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
@@ -156,13 +156,14 @@ class GPT(nn.Module):
         return idx
 
 def orthogonalize(G):
-    """Bring most singular values of G near 1 (0.2 to 1.9): no few directions dominate a step."""
+    """Bring most singular values of G near 1 (0.2 to 1.9): no few directions dominate a step. Each
+    pass takes each singular value s to a s + b s^3 + c s^5; a, b, c: arxiv.org/abs/2505.16932."""
     if len(G) > G.shape[1]:
         return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
-    X = G / (1.01 * G.norm() + 1e-7)  # all singular values s below 1; a, b, c: arxiv 2505.16932
+    X = (G.bfloat16() if bfloat16 else G) / (1.01 * G.norm() + 1e-7)  # singular values below 1
     for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X  # each s becomes a s + b s^3 + c s^5
+        X = a * X + (b * A + c * A @ A) @ X
     return X
 
 class Muon(torch.optim.Optimizer):
@@ -176,12 +177,11 @@ class Muon(torch.optim.Optimizer):
                 momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
                 momentum.lerp_(p.grad, 0.1)  # a running mean of the gradients
                 update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # looks ahead: Nesterov
-                # an orthogonal matrix has RMS 1 / sqrt(its longer side); scaled to 0.2, about the
-                # RMS of an Adam step, so that both can share learning_rate: arxiv 2502.16982
-                p.sub_(group['lr'] * (0.2 * max(p.shape) ** 0.5 * update + weight_decay * p))
+                scale = 0.2 * max(p.shape) ** 0.5  # to RMS 0.2, about Adam's: arxiv 2502.16982
+                p.sub_(group['lr'] * (scale * update + weight_decay * p))
 
 def make_optimizers(model):
-    """Muon for the blocks' matrices, Adam for the rest. train() sets the learning rate of both."""
+    """Muon for the blocks' matrices, Adam for the rest. train() gives both the same rate."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p not in set(matrices)]
     return {'muon': Muon(matrices, {}), 'adam': torch.optim.Adam(others)}

@@ -73,8 +73,8 @@ class Model:
             ln_1, qkv, attn_proj, ln_2, c_fc, mlp_proj = block
             y = F.layer_norm(x, [C], ln_1) @ qkv  # (B, T, 3C)
             y = y.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-            q, keys[:, :, pos:] = rotate(F.layer_norm(y[:2], [D]), angle)  # (B, H, T, D) each
-            values[:, :, pos:] = y[2]
+            q, k = rotate(F.layer_norm(y[:2], [D]), angle)  # (B, H, T, D) each: QK-norm, rotate
+            keys[:, :, pos:], values[:, :, pos:] = k, y[2]  # into the cache
             self.queries_keys.append((q, keys))
             # softmax(q @ keys.mT / sqrt(D)) @ values; in decode, one query has no future to hide
             y = F.scaled_dot_product_attention(q, keys, values, is_causal=pos == 0)  # (B, H, T, D)
@@ -175,8 +175,8 @@ def main():
         print(tint(chars[token[0]], 1 - odds), end='', flush=True)
     print()
     for sample in range(1, num_samples):
-        print('----------------------------------------',
-              ''.join(text + [chars[token[sample]] for token in written]), sep='\n')
+        print('----------------------------------------\n' +
+              ''.join(text + [chars[token[sample]] for token in written]))
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # where the terminal lacks a character, print ?

@@ -487,15 +487,20 @@ def test_dropout_is_applied_to_both_branches_of_each_block(tiny, monkeypatch):
     gpt.GPT(10)(torch.randint(10, (1, 16)))
     assert calls == [0.25] * 2 * gpt.n_layer
 
-def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong():
+@pytest.mark.parametrize('bfloat16, rounding', [(False, 1e-3), (True, 0.1)])
+def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong(
+        monkeypatch, bfloat16, rounding):
+    monkeypatch.setattr(gpt, 'bfloat16', bfloat16)
     for rows, columns in ((32, 32), (32, 128), (40, 7), (1, 9)):
         U, S, Vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
         S = torch.linspace(1, 0.05, len(S))
-        after = U.mT @ gpt.orthogonalize(U @ S.diag() @ Vh) @ Vh.mT  # diagonal, if U, Vh are kept
+        orthogonal = gpt.orthogonalize(U @ S.diag() @ Vh)
+        assert orthogonal.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+        after = U.mT @ orthogonal.float() @ Vh.mT  # diagonal, if U, Vh are kept
         assert 0.15 < after.diagonal().min() and after.diagonal().max() < 2
-        assert (after - after.diagonal().diag()).abs().max() < 1e-3
+        assert (after - after.diagonal().diag()).abs().max() < rounding
 
-def test_orthogonalize_maps_a_singular_value_as_the_paper_says():
+def test_orthogonalize_maps_a_singular_value_as_the_paper_says(tiny):
     s = 1 / 1.01  # of a matrix with only one, after it is divided by its norm
     for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
         s = a * s + b * s ** 3 + c * s ** 5
