@@ -132,7 +132,7 @@ class GPT(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it is; rotate(): distances
+        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it stands in the window
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
