@@ -30,7 +30,7 @@ avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # whether PyTorch 
 bfloat16 = gpu or (avx512 and torch.cpu.get_capabilities()['avx512_bf16'])  # for matrix products
 batch_size = 64 if gpu else 16  # windows in a step, over all processes together
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
-max_iters = 1000 if gpu else 2200 if bfloat16 else 1900  # steps; fewer where one takes longer
+max_iters = 1000 if gpu else 2200 if bfloat16 else 1900  # steps; without bfloat16, longer ones
 eval_interval = 500  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
@@ -57,15 +57,15 @@ def load_data():
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def shuffle(data, begin):
-    """For each step after begin, yield the step and the starts (B,) of its windows. An epoch cuts
-    the data, from a random offset on, into windows of T + 1 side by side, and shuffles them."""
+    """For each step after begin, yield the step and the starts (B,) of its windows. Each epoch cuts
+    the data from a random offset on into adjacent windows of T + 1 characters and shuffles them."""
     n = len(data) // (block_size + 1) - 1  # one fewer than fit, to allow for the offset
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
         if i == 0 or step == begin + 1:  # a new epoch, or resuming within one
             rng = np.random.default_rng((abs(seed), epoch))
             starts = rng.integers(block_size + 1) + (block_size + 1) * rng.permutation(n)
-        yield step, starts[i * batch_size:][:batch_size]
+        yield step, starts[i * batch_size:(i + 1) * batch_size]
 
 def get_batch(data, starts):
     """Inputs (B, T): the windows of data at starts (B,). Targets (B, T): the same, one later."""
@@ -156,8 +156,8 @@ class GPT(nn.Module):
         return idx
 
 def orthogonalize(G):
-    """Bring most singular values of G near 1 (0.2 to 1.9): no few directions dominate a step. Each
-    pass takes each singular value s to a s + b s^3 + c s^5; a, b, c: arxiv.org/abs/2505.16932."""
+    """Turn G = U S V^T into about U V^T, so that no direction dominates a step. Each pass takes
+    every singular value s to a s + b s^3 + c s^5; most end up in 0.2 to 1.9: arxiv 2505.16932."""
     if len(G) > G.shape[1]:
         return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
     X = (G.bfloat16() if bfloat16 else G) / (1.01 * G.norm() + 1e-7)  # singular values below 1
@@ -246,7 +246,7 @@ def train():
         torch.distributed.init_process_group()
         net = nn.parallel.DistributedDataParallel(net)  # averages the gradients of the processes
     window, _ = get_batch(data['val'], np.arange(1))  # (1, T): sample.py must match its logits
-    start = time.time()
+    t0 = time.time()
 
     for step, starts in shuffle(data['train'], begin):
         model.train()
@@ -260,7 +260,7 @@ def train():
             optimizer.step()
             optimizer.zero_grad()
         if rank == 0 and step % 50 == 1:
-            print(f'step {step}, {time.time() - start:.0f} s: batch loss {loss:.4f}', flush=True)
+            print(f'step {step}, {time.time() - t0:.0f} s: batch loss {loss:.4f}', flush=True)
         if rank == 0 and (step % eval_interval == 0 or step == max_iters):
             val_loss = estimate_loss(model, data['val'])
             assert val_loss < np.inf, f'{val_loss=} at {step=}: lower learning_rate'
@@ -270,7 +270,7 @@ def train():
                      'step': step, 'best_loss': best_loss, 'probe': (window, model(window)[0])}
             if val_loss == best_loss:
                 save('ckpt.pt', ckpt)  # the best so far, for sample.py
-            save('latest.pt', ckpt)  # for resume; second: after a crash here, it saves both again
+            save('latest.pt', ckpt)  # for resume; last: a crash in between makes resume redo both
             print(f'step {step}: val loss {val_loss:.4f}, best {best_loss:.4f}', flush=True)
     if rank == 0:
         shown = [c if c.isprintable() or c in '\n\t' else f'\\x{ord(c):02x}' for c in meta['chars']]

@@ -42,10 +42,10 @@ class Model:
     """The GPT of gpt.py in use: takes the weights it knows out of a state_dict."""
     def __init__(self, weights, n_layer, n_head):
         def take(names, prefix=''):
-            # matrices are transposed, for x @ weight; several side by side are one product: faster
+            # (out, in) becomes (in, out) for x @ weight; several side by side: one product, faster
             weight = torch.cat([weights.pop(f'{prefix}{name}.weight')
                                 for name in names.split()]).t()
-            # all but a tall one are copied, to lie in memory row by row: faster, too
+            # copied, to lie in memory row by row, unless in > out: faster, too
             return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()
 
         parts = ('ln_1', 'attn.query attn.key attn.value', 'attn.c_proj',
@@ -111,7 +111,7 @@ def choose(logits):
 
 def generate(model, idx):
     """Continue idx (B, T): yield, max_new_tokens times, a token (B, 1) and its logits (B, V). When
-    it outgrows the window, half a window is prefilled anew: a character's cost stays bounded."""
+    idx outgrows the window, half a window is prefilled anew: a character's cost stays bounded."""
     S, pos = len(model.wpe), 0
     for _ in range(max_new_tokens):
         if idx.shape[1] > S:
@@ -131,8 +131,8 @@ def tint(char, strength):
     return f'\x1b[30;48;2;255;{pale:.0f};{pale:.0f}m{char}\x1b[0m'
 
 def print_attention(model, idx, text):
-    """A triangle for each block and head: line t has the first t characters of the text of idx
-    (1, T), tinted where the last of them looks."""
+    """A triangle for each block and head: line t shows the first t characters of the text of
+    idx (1, T), tinted by how much the last of them attends to each."""
     model(idx)
     for i, (q, keys) in enumerate(model.queries_keys, 1):
         scores = q @ keys.mT / q.shape[-1] ** 0.5  # (1, H, T, T)
