@@ -30,7 +30,7 @@ avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # whether PyTorch 
 bfloat16 = gpu or (avx512 and torch.cpu.get_capabilities()['avx512_bf16'])  # for matrix products
 batch_size = 64 if gpu else 16  # windows in a step, over all processes together
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
-max_iters = 1000 if gpu else 2200 if bfloat16 else 1900  # steps; without bfloat16, longer ones
+max_iters = 1000 if gpu else 2200 if bfloat16 else 1900  # steps; they take longer without bfloat16
 eval_interval = 500  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
