@@ -497,15 +497,16 @@ def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong(
         orthogonal = gpt.orthogonalize(U @ S.diag() @ Vh)
         assert orthogonal.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
         after = U.mT @ orthogonal.float() @ Vh.mT  # diagonal, if U, Vh are kept
-        assert 0.15 < after.diagonal().min() and after.diagonal().max() < 2
+        assert 0.2 < after.diagonal().min() and after.diagonal().max() < 1.3
         assert (after - after.diagonal().diag()).abs().max() < rounding
 
-def test_orthogonalize_maps_a_singular_value_as_the_paper_says(tiny):
-    s = 1 / 1.01  # of a matrix with only one, after it is divided by its norm
-    for a, b, c in ((8.287, -23.596, 17.300), (4.107, -2.948, 0.545), (3.949, -2.909, 0.552)):
-        s = a * s + b * s ** 3 + c * s ** 5
-    G = torch.outer(torch.randn(20), torch.randn(30))
-    assert_close(gpt.orthogonalize(G), s * G / G.norm(), rtol=1e-3, atol=1e-4)
+def test_orthogonalize_maps_each_singular_value_by_a_cubic(tiny):
+    G = torch.randn(20, 30)
+    U, S, Vh = torch.linalg.svd(G, full_matrices=False)
+    S = S / G.norm()
+    for _ in range(5):
+        S = 2.5 * S - 1.5 * S ** 3
+    assert_close(gpt.orthogonalize(G), U @ S.diag() @ Vh, rtol=1e-3, atol=1e-4)
 
 def test_a_step_of_muon_is_the_formula(tiny, monkeypatch):
     monkeypatch.setattr(gpt, 'weight_decay', 0.5)
@@ -517,9 +518,9 @@ def test_a_step_of_muon_is_the_formula(tiny, monkeypatch):
         momentum = 0.9 * momentum + 0.1 * p.grad
         update = gpt.orthogonalize(0.1 * p.grad + 0.9 * momentum)
         muon.step()
-        expected = (1 - 0.1 * 0.5) * before - 0.1 * 0.2 * 32 ** 0.5 * update
+        expected = (1 - 0.1 * 0.5) * before - 0.1 * 0.3 * 32 ** 0.5 * update
         assert_close(p.detach(), expected)
-        assert 0.1 < update.square().mean().sqrt() * 0.2 * 32 ** 0.5 < 0.4  # the RMS
+        assert 0.2 < update.square().mean().sqrt() * 0.3 * 32 ** 0.5 < 0.4  # the RMS
 
 def test_every_parameter_is_in_exactly_one_optimizer_and_only_matrices_decay(tiny):
     model = gpt.GPT(10)
@@ -613,6 +614,19 @@ def test_the_learning_rate_falls_in_a_line_to_nothing(data, monkeypatch):
         rates.append(self.param_groups[0]['lr']), step(self)))
     gpt.train()
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
+
+def test_parameters_may_be_in_any_number_of_groups(data, monkeypatch):
+    gpt.train()
+    expected = torch.load('latest.pt', weights_only=True)['model']
+    def make_optimizers(model):  # a group for each parameter
+        matrices = [{'params': [p]} for p in model.blocks.parameters() if p.ndim == 2]
+        others = [{'params': [p]} for p in model.parameters()
+                  if not any(p is group['params'][0] for group in matrices)]
+        return {'muon': gpt.Muon(matrices, {}), 'adam': torch.optim.Adam(others)}
+    monkeypatch.setattr(gpt, 'make_optimizers', make_optimizers)
+    gpt.train()
+    for name, weight in torch.load('latest.pt', weights_only=True)['model'].items():
+        assert torch.equal(weight, expected[name]), name
 
 def test_the_checkpoints_hold_all_that_they_should(data, capsys):
     gpt.train()
@@ -982,13 +996,11 @@ EDITS = {  # what a user may do to gpt.py: from, to, from, to, ...
         'self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)',
         'self.key = nn.Linear(n_embd, n_embd, bias=False)', 'pass',
         'self.value = nn.Linear(n_embd, n_embd, bias=False)', 'pass',
-        'linear(x)', 'part', 'for linear in (self.query, self.key, self.value)',
-        'for part in self.c_attn(x).chunk(3, -1)'],
+        'self.query(x), self.key(x), self.value(x)', 'self.c_attn(x).chunk(3, -1)'],
     'one Linear a head': [
         'self.query = nn.Linear(n_embd, n_embd, bias=False)',
         'self.query = nn.ModuleList(nn.Linear(n_embd, n_embd // n_head) for _ in range(n_head))',
-        'linear(x)', 'x_', 'for linear in (self.query, self.key, self.value)',
-        'for x_ in (torch.cat([head(x) for head in self.query], -1), self.key(x), self.value(x))'],
+        'self.query(x)', 'torch.cat([head(x) for head in self.query], -1)'],
     'an unused matrix': [
         'self.c_fc = ', 'self.unused = nn.Linear(n_embd, n_embd)\n        self.c_fc = '],
     'a scalar gate': [
