@@ -117,6 +117,8 @@ if __name__ == '__main__':
     try:
         train()
     except AssertionError as e:
+        if not e.args:
+            raise  # an edit's own, without a message
         sys.exit(e)
     except (KeyboardInterrupt, UnicodeError) as e:
         sys.exit(f'stopped ({e!r})')

@@ -18,7 +18,7 @@ import time
 import zipfile  # the format of torch.save
 from hashlib import sha256
 
-os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # before torch: idle threads yield sooner
+os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # before torch: waiting threads free their core
 import numpy as np
 import torch
 from torch import nn
@@ -30,14 +30,14 @@ avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # whether PyTorch 
 bfloat16 = gpu or (avx512 and torch.cpu.get_capabilities()['avx512_bf16'])  # for matrix products
 batch_size = 64 if gpu else 16  # windows in a step, over all processes together
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
-max_iters = 1000 if gpu else 2200 if bfloat16 else 1900  # steps; they take longer without bfloat16
+max_iters = 1000 if gpu else 2200 if bfloat16 else 1900  # steps (a CPU without bfloat16 is slower)
 eval_interval = 500  # steps between two evaluations on val; each saves a checkpoint
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_embd = 384 if gpu else 128  # channels
 n_head = n_embd // 64  # attention heads in a block; rotate() needs an even n_embd / n_head
 dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above batch loss
 learning_rate = 1e-2  # at the first step; it falls linearly to 0
-weight_decay = 0.3  # each step shrinks the blocks' matrices by this share times the rate
+weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
 compile = gpu  # torch.compile: a slower start, then faster steps
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True continues from latest.pt, saved at the last evaluation
@@ -57,13 +57,13 @@ def load_data():
         sys.exit(f'cannot use train.bin, val.bin, meta.json ({e}): run python prepare.py')
 
 def shuffle(data, begin):
-    """For each step after begin, yield the step and the starts (B,) of its windows. Each epoch cuts
-    the data from a random offset on into adjacent windows of T + 1 characters and shuffles them."""
-    n = len(data) // (block_size + 1) - 1  # one fewer than fit, to allow for the offset
+    """Yield each step after begin with the starts (B,) of its windows. Each epoch skips a random
+    offset, cuts the rest into adjacent pieces of T + 1 characters and shuffles the pieces."""
+    n = len(data) // (block_size + 1) - 1  # pieces; one fewer than fit, to allow for the offset
     for step in range(begin + 1, max_iters + 1):
         epoch, i = divmod(step - 1, n // batch_size)
         if i == 0 or step == begin + 1:  # a new epoch, or resuming within one
-            rng = np.random.default_rng((abs(seed), epoch))
+            rng = np.random.default_rng((abs(seed), epoch))  # it takes no negative seed
             starts = rng.integers(block_size + 1) + (block_size + 1) * rng.permutation(n)
         yield step, starts[i * batch_size:(i + 1) * batch_size]
 
@@ -76,8 +76,8 @@ def get_batch(data, starts):
 # ---- model ----
 def rotate(x, angle):
     """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D) are a
-    point in a plane, turned by angle (T, D/2), which grows with the position, slower from plane to
-    plane. Turned q times turned k depends only on their two angles' difference: on the distance."""
+    point in a plane, turned by angle (T, D/2), which grows with the position. So positions enter
+    the product of a turned q and a turned k only by their difference: by how far apart they are."""
     cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
@@ -95,10 +95,10 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, C) each
         q, k, v = [u.unflatten(2, (n_head, -1)).transpose(1, 2) for u in (q, k, v)]  # (B, H, T, D)
         T, D = q.shape[2:]
-        position = torch.arange(T, device=device)[:, None]
-        angle = position / 10000 ** (torch.arange(0, D, 2, device=device) / D)  # (T, D/2)
+        frequency = 10000 ** (-torch.arange(0, D, 2, device=device) / D)  # (D/2): from 1 down
+        angle = torch.outer(torch.arange(T, device=device), frequency)  # (T, D/2)
         q, k = [rotate(F.layer_norm(u, [D]), angle) for u in (q, k)]  # QK-norm, arxiv 2302.05442
-        scores = q @ k.mT / D ** 0.5  # (B, H, T, T): |q| = |k| = sqrt(D), so at most sqrt(D)
+        scores = q @ k.mT / D ** 0.5  # (B, H, T, T), none above sqrt(D), as |q| = |k| = sqrt(D)
         mask = scores.new_full((T, T), -torch.inf).triu(1)  # -inf for the future, else 0
         y = (scores + mask).softmax(-1) @ v  # (B, H, T, D): softmax(q @ k.mT / sqrt(D) + mask) @ v
         return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C): the heads side by side
@@ -131,8 +131,8 @@ class GPT(nn.Module):
     """From characters to the logits of the character that follows each of them."""
     def __init__(self, vocab_size):
         super().__init__()
-        self.wte = nn.Embedding(vocab_size, n_embd)  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where it stands in the window
+        self.wte = nn.Embedding(vocab_size, n_embd)  # token embedding: what a character is
+        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # its place (without: loss + 0.01)
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
@@ -157,7 +157,7 @@ class GPT(nn.Module):
 
 def orthogonalize(G):
     """Turn G = U S V^T into about U V^T, so that no direction dominates a step: each pass takes
-    every singular value s to 2.5 s - 1.5 s^3, so the small ones grow and none stays above 1.25."""
+    every singular value s to 2.5 s - 1.5 s^3; five bring all but tiny ones into 0.2 to 1.25."""
     if len(G) > G.shape[1]:
         return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
     X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)  # singular values up to 1
@@ -167,7 +167,7 @@ def orthogonalize(G):
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. By hand, since torch.optim.Muon
-    computes in bfloat16 on any CPU: 600 ms a step of the default model with AVX2 alone, here 20."""
+    always computes in bfloat16, slow on a CPU with only AVX2: 600 ms a step, here 20."""
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
@@ -176,23 +176,22 @@ class Muon(torch.optim.Optimizer):
                     momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
                     momentum.lerp_(p.grad, 0.1)  # a running mean of the gradients
                     update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # looks ahead: Nesterov
-                    scale = 0.3 * max(p.shape) ** 0.5  # RMS 0.3, like Adam's: arxiv 2502.16982
+                    scale = 0.3 * max(p.shape) ** 0.5  # RMS 0.3, near Adam's 0.2: arxiv 2502.16982
                     p.sub_(group['lr'] * (scale * update + weight_decay * p))
 
 def make_optimizers(model):
     """Muon for the blocks' matrices, Adam for the rest; train() sets the rate at each step."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p not in set(matrices)]
-    return {'muon': Muon(matrices, {}), 'adam': torch.optim.Adam(others)}
+    return {'muon': Muon(matrices, defaults={}), 'adam': torch.optim.Adam(others)}
 
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
     """The mean loss over data (its first 262,144 characters) in windows that do not overlap."""
-    model.eval()  # no dropout, full float32, to compare runs; train() sets both back
-    torch.set_float32_matmul_precision('highest')
+    model.eval()  # no dropout, until the next model.train()
     starts = np.arange(0, len(data[:262144]) - block_size, block_size)
-    batches = np.split(starts, range(batch_size, len(starts), batch_size))
+    batches = np.split(starts, range(batch_size, len(starts), batch_size))  # the last: the rest
     return sum(model(*get_batch(data, b))[1].item() * len(b) for b in batches) / len(starts)
 
 def save(path, ckpt):
@@ -208,7 +207,7 @@ def restore(parts, meta, val):
     """Load latest.pt and check that its val loss is reproduced. Returns its step and best loss."""
     try:
         assert not zipfile.ZipFile('latest.pt').testzip(), 'damaged: a checksum is wrong'
-        latest = torch.load('latest.pt', device)  # weights only: runs no code
+        latest = torch.load('latest.pt', device)  # data only: runs no code
         assert latest['meta'] == meta, 'it was trained on another text'
         assert latest['step'] < max_iters, 'it has reached max_iters'
         for name, part in parts.items():
@@ -244,12 +243,11 @@ def train():
     if world_size > 1:
         torch.distributed.init_process_group()
         net = nn.parallel.DistributedDataParallel(net)  # averages the gradients of the processes
-    window, _ = get_batch(data['val'], np.array([0]))  # (1, T): sample.py must match its logits
+    window, _ = get_batch(data['val'], np.array([0]))  # (1, T): sample.py must get the same logits
     t0 = time.time()
 
     for step, starts in shuffle(data['train'], begin):
         model.train()
-        torch.set_float32_matmul_precision('medium')  # allows TF32 or bfloat16 in matrix products
         torch.manual_seed(seed + step * world_size + rank)  # the same dropout after a resume
         with torch.autocast('cuda' if gpu else 'cpu', torch.bfloat16, enabled=bfloat16):
             _, loss = net(*get_batch(data['train'], starts[rank::world_size]))  # our rank's share
@@ -265,21 +263,23 @@ def train():
             val_loss = estimate_loss(model, data['val'])
             assert val_loss < np.inf, f'{val_loss=} at {step=}: lower learning_rate'
             best_loss = min(best_loss, val_loss)
-            ckpt = {name: part.state_dict() for name, part in parts.items()}
-            ckpt |= {'meta': meta, 'n_layer': n_layer, 'n_head': n_head, 'val_loss': val_loss,
-                     'step': step, 'best_loss': best_loss, 'probe': (window, model(window)[0])}
+            ckpt = dict(meta=meta, n_layer=n_layer, n_head=n_head, step=step, val_loss=val_loss,
+                        best_loss=best_loss, probe=(window, model(window)[0]),
+                        **{name: part.state_dict() for name, part in parts.items()})
             if val_loss == best_loss:
                 save('ckpt.pt', ckpt)  # the best so far, for sample.py
-            save('latest.pt', ckpt)  # for resume; last: a crash in between makes resume redo both
+            save('latest.pt', ckpt)  # for resume; last, so after a crash in between both are redone
             print(f'step {step}: val loss {val_loss:.4f}, best {best_loss:.4f}', flush=True)
     if rank == 0:
-        shown = [c if c.isprintable() or c in '\n\t' else f'\\x{ord(c):02x}' for c in meta['chars']]
+        shown = [c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in meta['chars']]
         print(''.join(shown[i] for i in model.generate(window[:, :1], 200)[0]))
 
 if __name__ == '__main__':
     try:
         train()
     except AssertionError as e:
+        if not e.args:
+            raise  # an edit's own, without a message
         sys.exit(e)  # one line, no traceback
-    except (KeyboardInterrupt, UnicodeError) as e:  # the latter: the terminal lacks a character
-        sys.exit(f'stopped ({e!r}): latest.pt has what was saved, for resume = True')
+    except (KeyboardInterrupt, UnicodeError) as e:  # the latter: the sample cannot be printed here
+        sys.exit(f'stopped ({e!r}): resume = True goes on from latest.pt, if this run has saved it')

@@ -46,7 +46,7 @@ class Model:
             weight = torch.cat([weights.pop(f'{prefix}{name}.weight')
                                 for name in names.split()]).t()
             # copied, to lie in memory row by row, unless in > out: faster, too
-            return weight if weight.shape[0] > weight.shape[-1] else weight.contiguous()
+            return weight if len(weight) > weight.shape[-1] else weight.contiguous()
 
         parts = ('ln_1', 'attn.query attn.key attn.value', 'attn.c_proj',
                  'ln_2', 'mlp.c_fc', 'mlp.c_proj')
@@ -56,8 +56,8 @@ class Model:
         self.wte, self.wpe = weights.pop('wte.weight'), weights.pop('wpe')
         self.n_head = n_head
         D = self.wpe.shape[1] // n_head
-        angle = torch.arange(len(self.wpe))[:, None] / 10000 ** (torch.arange(0, D, 2) / D)
-        self.angle = angle.to(device)  # (S, D/2)
+        frequency = 10000 ** (-torch.arange(0, D, 2) / D)
+        self.angle = torch.outer(torch.arange(len(self.wpe)), frequency).to(device)  # (S, D/2)
 
     def __call__(self, idx, pos=0):
         """Logits (B, T, V) of what follows each of idx (B, T), which starts at pos. pos = 0
@@ -74,7 +74,7 @@ class Model:
             y = F.layer_norm(x, [C], ln_1) @ qkv  # (B, T, 3C)
             y = y.view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
             q, k = rotate(F.layer_norm(y[:2], [D]), angle)  # (B, H, T, D) each: QK-norm, rotate
-            keys[:, :, pos:], values[:, :, pos:] = k, y[2]  # into the cache
+            keys[:, :, pos:], values[:, :, pos:] = k, y[2]  # these are views of the cache
             self.queries_keys.append((q, keys))
             # softmax(q @ keys.mT / sqrt(D)) @ values; in decode, one query has no future to hide
             y = F.scaled_dot_product_attention(q, keys, values, is_causal=pos == 0)  # (B, H, T, D)
@@ -115,7 +115,7 @@ def generate(model, idx):
     S, pos = len(model.wpe), 0
     for _ in range(max_new_tokens):
         if idx.shape[1] > S:
-            idx, pos = idx[:, S // 2 - S:], 0  # the last half
+            idx, pos = idx[:, S // 2 - S:], 0  # the last half, rounded up
         logits = model(idx[:, pos:], pos)[:, -1]  # (B, V)
         token = choose(logits)
         yield token, logits

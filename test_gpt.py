@@ -622,7 +622,7 @@ def test_parameters_may_be_in_any_number_of_groups(data, monkeypatch):
         matrices = [{'params': [p]} for p in model.blocks.parameters() if p.ndim == 2]
         others = [{'params': [p]} for p in model.parameters()
                   if not any(p is group['params'][0] for group in matrices)]
-        return {'muon': gpt.Muon(matrices, {}), 'adam': torch.optim.Adam(others)}
+        return {'muon': gpt.Muon(matrices, defaults={}), 'adam': torch.optim.Adam(others)}
     monkeypatch.setattr(gpt, 'make_optimizers', make_optimizers)
     gpt.train()
     for name, weight in torch.load('latest.pt', weights_only=True)['model'].items():
@@ -855,7 +855,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line_and_does_not_run(data, monkeyp
     whole = pathlib.Path('ckpt.pt').read_bytes()
     monkeypatch.setattr(gpt, 'resume', True)
     cuts = [0, 1, 100, *random.Random(0).sample(range(len(whole)), 20), len(whole) - 1]
-    other = {'model': {}, 'meta': {}, 'muon': {}, 'adamw': {}, 'n_layer': 10**9, 'n_head': 'x'}
+    other = {'model': {}, 'meta': {}, 'muon': {}, 'adam': {}, 'n_layer': 10**9, 'n_head': 'x'}
     for wreck in [*cuts, {'model': Hostile()}, [1, 2], torch.zeros(3), {}, other]:
         for path, load in (('latest.pt', gpt.train), ('ckpt.pt', sample.load_model)):
             if isinstance(wreck, int):
@@ -975,6 +975,14 @@ def test_a_bad_setting_is_one_line(data):
     assert_one_line(results[0], 'n_layer=0', '1 or more')
     assert_one_line(results[1], 'batch_size=-1', '1 or more')
 
+@pytest.mark.parametrize('script', ['gpt.py', 'bigram.py'])
+def test_an_assertion_that_an_edit_adds_is_a_traceback_if_it_has_no_message(data, script):
+    (data / script).write_text((HERE / script).read_text().replace(
+        '    torch.manual_seed(seed)', '    assert 1 > 2', 1))
+    result = subprocess.run([sys.executable, script], cwd=data, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert 'Traceback' in result.stderr and 'assert 1 > 2' in result.stderr
+
 # ---- safe to change ----
 
 EDITS = {  # what a user may do to gpt.py: from, to, from, to, ...
@@ -1083,7 +1091,6 @@ def test_every_gpu_gets_the_larger_configuration(device):
 def train_and_load():
     """Leaves a checkpoint that was trained a little; gpt.py's model of it, and sample.py's."""
     gpt.train()
-    torch.set_float32_matmul_precision('highest')  # train() lowers it, on some CPUs to bfloat16
     ckpt = torch.load('ckpt.pt', weights_only=True)
     model = gpt.GPT(len(ckpt['meta']['chars'])).eval()
     model.load_state_dict(ckpt['model'])
