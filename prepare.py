@@ -1,82 +1,73 @@
-# /// script
-# requires-python = ">=3.10"
-# dependencies = ["numpy"]
-# ///
 """Turn input.txt into the numbers that bigram.py and gpt.py train on.
 
     python prepare.py
 
-downloads Tiny Shakespeare if there is no input.txt (any UTF-8 text of any size will do). It leaves
-train.bin and val.bin, with a uint16 token for each character, and meta.json, with the characters
-and the sha256 of each split.
+downloads Tiny Shakespeare if there is no input.txt (any text in UTF-8 will do, of any size). It
+leaves train.bin and val.bin, two bytes for each character, and meta.json with what they stand for.
 """
-import codecs
 import hashlib
-import io
 import json
 import sys
-import tempfile
 from pathlib import Path
 from pydoc_data import topics
 from urllib.request import urlopen
 
 import numpy as np
 
+# ---- settings ----
 url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of that file
 train_share = 0.9  # the share of the characters that is for training; the rest is val
-chunk_size = 4_000_000  # bytes in memory at a time
 
-def open_text(folder):
-    """input.txt, downloaded if need be; failing that, the Python language reference."""
-    if not Path('input.txt').exists():
-        try:
-            text = urlopen(url, timeout=10).read()
-        except Exception as e:  # no network, no answer, half an answer
-            print(f'no download ({e}), no input.txt: the Python language reference takes its place')
-            return io.BytesIO('\n'.join(topics.topics.values()).encode())
+# ---- data ----
+def download():
+    """Bring Tiny Shakespeare to input.txt or, without a network, the Python language reference."""
+    try:
+        text = urlopen(url, timeout=10).read()
         if hashlib.sha256(text).hexdigest() != sha256:
-            sys.exit(f'{url} has the wrong sha256 and is not used: put any text at input.txt')
-        Path(folder, 'input.txt').write_bytes(text)
-        Path(folder, 'input.txt').replace('input.txt')
-    return open('input.txt', 'rb')
+            sys.exit(f'{url} is not what it was: put any text at input.txt instead')
+    except OSError as e:
+        print(f'no download ({e}): the Python language reference becomes input.txt')
+        text = '\n'.join(topics.topics.values()).encode()
+    Path('input.txt.tmp').write_bytes(text)
+    Path('input.txt.tmp').replace('input.txt')
 
-def chunks(file):
-    """The text in pieces of chunk_size bytes: it may be larger than the memory."""
-    file.seek(0)
-    return codecs.iterdecode(iter(lambda: file.read(chunk_size), b''), 'utf-8-sig')
+def pieces():
+    """Yield input.txt, which may be larger than the memory, piece by piece. Lines end in \\n."""
+    with open('input.txt', encoding='utf-8-sig') as file:
+        try:
+            yield from iter(lambda: file.read(1_000_000), '')
+        except UnicodeDecodeError as e:
+            sys.exit(f'input.txt is not in UTF-8: {e.reason}')
 
-def prepare(folder):
-    """Write train.bin, val.bin and meta.json in folder, then move them to the current one."""
-    file = open_text(folder)
-    distinct = set()
+def prepare():
+    """Write train.bin, val.bin and meta.json beside their places, then move them there."""
     length = 0
-    for text in chunks(file):
-        distinct.update(text)
-        length += len(text)
-    chars = ''.join(sorted(distinct))  # a token is a character's place among them
-    n = int(train_share * length)  # the first n characters train
-    if not 0 < n < length or len(chars) > 65536:
-        sys.exit(f'{train_share=}, {length=}, {len(chars)=}: an empty split or over 65536 chars')
-    stoi = np.zeros(0x110000, np.uint16)  # for each code point of Unicode, its token
-    stoi[[ord(char) for char in chars]] = range(len(chars))
+    distinct = set()
+    for piece in pieces():
+        length += len(piece)
+        distinct.update(piece)
+    if length < 20:
+        sys.exit(f'input.txt has {length} characters: it takes 20 to train and to judge by')
+    chars = ''.join(sorted(distinct))
+    stoi = {char: i for i, char in enumerate(chars)}  # a token is a character's place among them
 
-    left = n
-    with open(f'{folder}/train.bin', 'wb') as train, open(f'{folder}/val.bin', 'wb') as val:
-        for text in chunks(file):
-            tokens = stoi[np.frombuffer(text.encode('utf-32-le'), '<u4')]
+    n = left = int(train_share * length)  # the first n characters train
+    with open('train.bin.tmp', 'wb') as train, open('val.bin.tmp', 'wb') as val:
+        for piece in pieces():
+            tokens = np.fromiter(map(stoi.get, piece), np.uint16)
             train.write(tokens[:left])
             val.write(tokens[left:])
-            left = max(0, left - len(text))
-    digests = [hashlib.sha256(np.memmap(split.name)).hexdigest() for split in (train, val)]
-    Path(folder, 'meta.json').write_text(json.dumps({'chars': chars, 'sha256': digests}))
-    for path in Path(folder).iterdir():
-        path.replace(path.name)
-    print(f'{n:,} characters train, {length - n:,} val; {len(chars):,} distinct ones: {chars!a}')
+            left = max(0, left - len(piece))
+    with open('input.txt', 'rb') as text:
+        digest = hashlib.file_digest(text, 'sha256').hexdigest()
+    Path('meta.json.tmp').write_text(json.dumps({'chars': chars, 'sha256': digest}))
+    for name in ('train.bin', 'val.bin', 'meta.json'):
+        Path(f'{name}.tmp').replace(name)
+    print(f'{n:,} characters train, {length - n:,} val; {len(chars):,} different: {chars!r}')
 
 if __name__ == '__main__':
-    try:
-        with tempfile.TemporaryDirectory('.tmp', dir='.') as folder:
-            prepare(folder)
-    except (OSError, UnicodeError, KeyboardInterrupt) as e:
-        sys.exit(f'stopped ({e}): this needs input.txt in UTF-8 and disk space of twice its size')
+    sys.stdout.reconfigure(errors='replace')  # ? for a character that cannot be shown here
+    if not Path('input.txt').exists():
+        download()
+    prepare()
