@@ -6,9 +6,7 @@ learns a table of V x V logits from what prepare.py made, for V different charac
 sample. On Tiny Shakespeare it reaches val loss 2.49 in seconds.
 """
 import json
-import os
 import sys
-
 import numpy as np
 import torch
 from torch import nn
@@ -28,9 +26,10 @@ torch.set_num_threads(1)  # a table this small gains nothing from a second one
 # ---- data ----
 def load_data():
     """What prepare.py made: the characters, and the tokens of train and val."""
-    if not os.path.exists('meta.json'):
+    try:
+        chars = json.load(open('meta.json'))['chars']
+    except FileNotFoundError:
         sys.exit('no data yet: run python prepare.py')
-    chars = json.load(open('meta.json'))['chars']
     train, val = [np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')]
     if block_size >= len(val):
         sys.exit(f'the text is too short for {block_size=}: at most {len(val) - 1} fits')
@@ -39,9 +38,8 @@ def load_data():
 def get_batch(data):
     """Inputs (B, T): random windows of data. Targets (B, T): the character after each."""
     starts = torch.randint(len(data) - block_size, (batch_size,))
-    windows = np.stack([data[i:i + block_size + 1] for i in starts])  # (B, T+1)
-    windows = torch.from_numpy(windows).long().to(device)
-    return windows[:, :-1], windows[:, 1:]
+    idx = torch.tensor(np.stack([data[i:i + block_size + 1] for i in starts])).long().to(device)
+    return idx[:, :-1], idx[:, 1:]  # of idx (B, T+1)
 
 # ---- model ----
 class Bigram(nn.Module):
@@ -49,13 +47,11 @@ class Bigram(nn.Module):
     def __init__(self, vocab_size):
         super().__init__()
         self.table = nn.Embedding(vocab_size, vocab_size)
-
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
         logits = self.table(idx)  # (B, T, V)
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
-
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
         """Append max_new_tokens sampled tokens to each row of idx (B, T)."""

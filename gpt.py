@@ -4,7 +4,6 @@
 
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
 Shakespeare: val loss 1.46 in three and a half minutes on 2 CPU cores (AMD Zen 4).
-
 Shapes: B windows of T characters, C channels, H heads of D = C / H channels, V characters in all.
 """
 import json
@@ -33,8 +32,8 @@ weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * we
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True goes on from latest.pt; with a larger max_iters, the rate jumps up
 compile = False  # torch.compile: a slower start, then faster steps
-bfloat16 = (torch.cuda.is_bf16_supported(False) if gpu else  # for products, where it is built in:
-            torch.cpu.get_capabilities().get('avx512_bf16', False))  # about as good and faster
+cpu = torch.cpu.get_capabilities()  # products in bfloat16 are faster where the hardware has it:
+bfloat16 = torch.cuda.is_bf16_supported(False) if gpu else cpu.get('avx512_bf16', False)
 
 # ---- data ----
 def load_data():
@@ -66,9 +65,8 @@ def norm(x):
     return F.layer_norm(x, x.shape[-1:])
 
 def rotate(x, angle):
-    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D) are a
-    point in a plane, turned by angle (T, D/2), which grows with the position. The product of a q
-    and a k stays the same if both are turned further: it depends on how far apart they are."""
+    """Rotary positions, arxiv.org/abs/2104.09864: turn channels i and i + D/2 of x (.., T, D), a
+    point in a plane, by angle (T, D/2). So q @ k depends on how far apart the two positions are."""
     cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
@@ -86,7 +84,6 @@ class CausalSelfAttention(nn.Module):
         D = n_embd // n_head
         speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2), radians a character: from 1 down
         self.angle = torch.outer(torch.arange(block_size), speed).to(device)  # (T, D/2)
-
     def forward(self, x):
         B, T, C = x.shape
         q = self.query(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
@@ -109,7 +106,6 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)
         self.c_proj = nn.Linear(4 * n_embd, n_embd, bias=False)
-
     def forward(self, x):
         return self.c_proj(F.gelu(self.c_fc(x)))  # (B, T, 4C) inside, (B, T, C) at the end
 
@@ -120,7 +116,6 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention()
         self.mlp = MLP()
         self.dropout = nn.Dropout(dropout)
-
     def forward(self, x):
         x = x + self.dropout(self.attn(norm(x)))  # residual: x + ...; pre-norm: norm first
         return x + self.dropout(self.mlp(norm(x)))
@@ -132,7 +127,6 @@ class GPT(nn.Module):
         self.wte = nn.Parameter(0.02 * torch.randn(vocab_size, n_embd))  # what a character is
         self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where in the window it stands
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
-
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
         x = self.wte[idx] + self.wpe[:idx.shape[1]]  # (B, T, C)
@@ -140,7 +134,6 @@ class GPT(nn.Module):
         logits = x @ self.wte.mT  # (B, T, V): tied, the table of the input serves for the output
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
-
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
         """Append max_new_tokens sampled tokens to each row of idx (B, T)."""
@@ -221,7 +214,6 @@ def train():
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {device}; characters: '
           f'{len(train_data):,} train, {len(val_data):,} val, {len(meta["chars"])} different')
     t0 = time.time()
-
     for step in range(begin + 1, max_iters + 1):
         model.train()
         torch.manual_seed(seed + step)  # the same dropout after a resume

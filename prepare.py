@@ -11,13 +11,11 @@ import sys
 from pathlib import Path
 from pydoc_data import topics
 from urllib.request import urlopen
-
 import numpy as np
 
 # ---- settings ----
 url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of that file
-train_share = 0.9  # the share of the characters that is for training; the rest is val
 
 # ---- data ----
 def download():
@@ -42,25 +40,19 @@ def pieces():
 
 def prepare():
     """Write train.bin, val.bin and meta.json beside their places, then move them there."""
-    length = 0
-    distinct = set()
-    for piece in pieces():
-        length += len(piece)
-        distinct.update(piece)
+    length = sum(map(len, pieces()))
     if length < 20:
-        sys.exit(f'input.txt has {length} characters: it takes 20 to train and to judge by')
-    chars = ''.join(sorted(distinct))
+        sys.exit(f'input.txt has {length} characters: 20 are the least to train on and judge by')
+    chars = ''.join(sorted(set().union(*map(set, pieces()))))  # the distinct ones
     stoi = {char: i for i, char in enumerate(chars)}  # a token is a character's place among them
-
-    n = left = int(train_share * length)  # the first n characters train
+    n = left = int(0.9 * length)  # the first nine tenths train, the rest is val
     with open('train.bin.tmp', 'wb') as train, open('val.bin.tmp', 'wb') as val:
         for piece in pieces():
             tokens = np.fromiter(map(stoi.get, piece), np.uint16)
             train.write(tokens[:left])
             val.write(tokens[left:])
             left = max(0, left - len(piece))
-    with open('input.txt', 'rb') as text:
-        digest = hashlib.file_digest(text, 'sha256').hexdigest()
+    digest = hashlib.file_digest(open('input.txt', 'rb'), 'sha256').hexdigest()  # which text it is
     Path('meta.json.tmp').write_text(json.dumps({'chars': chars, 'sha256': digest}))
     for name in ('train.bin', 'val.bin', 'meta.json'):
         Path(f'{name}.tmp').replace(name)

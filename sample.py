@@ -4,9 +4,7 @@
 
 continues `start` with the weights that gpt.py left in ckpt.pt. The model of gpt.py is written here
 as functions of these weights, with one thing more: a cache of keys and values, for which the next
-character costs the work of one position and not of a whole window (of S positions).
-"""
-import os
+character costs the work of one position and not of a whole window (S positions)."""
 import sys
 import torch
 from torch.nn import functional as F
@@ -32,15 +30,14 @@ def rotate(x, angle):
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
 def attention(x, w, angle, cache, pos):
-    """Of x (B, T, C), which starts at position pos. cache (2, B, H, S, D) holds the keys and values
-    of the positions before, and takes those of x."""
+    """x (B, T, C) begins at pos; cache (2, B, H, S, D) has keys and values before, takes more."""
     T = x.shape[1]
     _, B, H, S, D = cache.shape
     qkv = (x @ w['attn.qkv']).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
     q, k = rotate(norm(qkv[:2]), angle)  # (B, H, T, D) each
     cache[..., pos:pos + T, :] = torch.stack((k, qkv[2]))
     keys, values = cache[..., :pos + T, :]  # (B, H, pos+T, D) each
-    w['queries'], w['keys'] = q, keys  # for print_attention
+    w['attended'] = q, keys  # for print_attention
     y = F.scaled_dot_product_attention(q, keys, values, is_causal=T > 1)  # (B, H, T, D)
     return y.transpose(1, 2).flatten(2) @ w['attn.c_proj']  # (B, T, C)
 
@@ -65,11 +62,12 @@ def new_cache(model, B):
     return torch.zeros(model['n_layer'], 2, B, H, S, C // H, device=device)
 
 def load_model():
-    """A dict of what ckpt.pt holds: settings, chars and weights, those of a block in one of its own.
-    Exits if gpt() does not compute with them what gpt.py did."""
-    if not os.path.exists('ckpt.pt'):
+    """The settings, chars and weights in ckpt.pt, those of a block in a dict of its own. Exits if
+    gpt() does not give the logits that gpt.py stored with them."""
+    try:
+        ckpt = torch.load('ckpt.pt', device)  # tensors, numbers and strings: runs no code
+    except FileNotFoundError:
         sys.exit('no ckpt.pt yet: run python gpt.py')
-    ckpt = torch.load('ckpt.pt', device)  # tensors, numbers and strings: runs no code
     model = ckpt['config'] | ckpt['model'] | {'blocks': []}
     parts = ('attn.query', 'attn.key', 'attn.value', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj')
     for i in range(model['n_layer']):
@@ -77,8 +75,8 @@ def load_model():
             w = {part: model[f'blocks.{i}.{part}.weight'].t() for part in parts}
         except KeyError as name:
             sys.exit(f'ckpt.pt has no {name}: change sample.py as gpt.py was changed')
-        # side by side, three products are one: GPT-2's fused projection
-        w['attn.qkv'] = torch.cat((w['attn.query'], w['attn.key'], w['attn.value']), 1)  # (C, 3C)
+        # GPT-2's fused projection: three products in one, (C, 3C)
+        w['attn.qkv'] = torch.cat((w['attn.query'], w['attn.key'], w['attn.value']), 1)
         w['mlp.c_fc'] = w['mlp.c_fc'].contiguous()  # in memory in this order, too: faster
         model['blocks'].append(w)
     D = model['n_embd'] // model['n_head']
@@ -112,13 +110,13 @@ def generate(idx, model):
         idx = torch.cat((idx, idx_next), 1)  # (B, T+1)
 
 def print_attention(idx, model, text):
-    """A triangle for each block and head: line t shows the first t characters of the text of
-    idx (1, T), each on the deeper red the more the last of them attends to it."""
+    """A triangle a head: line t has the first t characters, redder where the last attends more."""
     gpt(idx, model, new_cache(model, 1))
-    for i, w in enumerate(model['blocks'], 1):
-        scores = w['queries'] @ w['keys'].mT / w['keys'].shape[-1] ** 0.5  # (1, H, T, T)
-        for j, head in enumerate(scores[0], 1):
-            print(f'block {i}, head {j}')
+    for i, w in enumerate(model['blocks']):
+        q, keys = w['attended']
+        scores = q @ keys.mT / q.shape[-1] ** 0.5  # (1, H, T, T)
+        for j, head in enumerate(scores[0]):
+            print(f'block {i + 1}, head {j + 1}')
             for t, row in enumerate(head, 1):
                 attended = row[:t].softmax(-1)
                 for char, pale in zip(text, 255 - 155 * attended / attended.max()):
