@@ -4,8 +4,7 @@
 
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
 Shakespeare: val loss 1.46 in three and a half minutes on 2 CPU cores (AMD Zen 4).
-Shapes: B windows of T characters, C channels, H heads of D = C / H channels, V characters in all.
-"""
+Shapes: B windows, T characters each, C channels, H heads of D = C / H channels, vocabulary V."""
 import json
 import os
 import sys
@@ -30,17 +29,18 @@ dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above train loss
 learning_rate = 1e-2  # at the first step; it falls linearly to 0
 weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
-resume = False  # True goes on from latest.pt; with a larger max_iters, the rate jumps up
+resume = False  # True goes on from latest.pt; if max_iters was raised, the rate jumps up
 compile = False  # torch.compile: a slower start, then faster steps
-cpu = torch.cpu.get_capabilities()  # products in bfloat16 are faster where the hardware has it:
+cpu = torch.cpu.get_capabilities()  # bfloat16: for products, where the hardware has it built in
 bfloat16 = torch.cuda.is_bf16_supported(False) if gpu else cpu.get('avx512_bf16', False)
 
 # ---- data ----
 def load_data():
     """What prepare.py made: meta.json (chars, sha256 of the text), the tokens of train and val."""
-    if not os.path.exists('meta.json'):
+    try:
+        meta = json.load(open('meta.json'))
+    except FileNotFoundError:
         sys.exit('no data yet: run python prepare.py')
-    meta = json.load(open('meta.json'))
     train, val = [np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')]
     if block_size >= len(val):
         sys.exit(f'the text is too short for {block_size=}: at most {len(val) - 1} fits')
@@ -48,7 +48,7 @@ def load_data():
 
 def shuffle(data):
     """Yield, without end, where windows of data start. Each epoch skips a random offset, cuts the
-    rest into adjacent pieces of T + 1 characters and takes these in random order."""
+    rest into adjacent pieces of T + 1 characters and takes these in random order, each once."""
     rng = np.random.default_rng(seed)
     n = len(data) // (block_size + 1) - 1  # pieces; one fewer than fit, to allow for the offset
     while True:
@@ -65,8 +65,8 @@ def norm(x):
     return F.layer_norm(x, x.shape[-1:])
 
 def rotate(x, angle):
-    """Rotary positions, arxiv.org/abs/2104.09864: turn channels i and i + D/2 of x (.., T, D), a
-    point in a plane, by angle (T, D/2). So q @ k depends on how far apart the two positions are."""
+    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D), a point
+    in a plane, turn by angle (T, D/2). In q @ k only the difference is left: the distance."""
     cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
@@ -76,7 +76,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self):
         super().__init__()
         assert n_embd > 0 == n_embd % (2 * n_head), f'{n_embd=} must be a multiple of 2 * {n_head=}'
-        # three Linears where GPT-2 has one for all: Muon orthogonalizes each by itself
+        # three Linears where GPT-2 has one: the optimizer below orthogonalizes each by itself
         self.query = nn.Linear(n_embd, n_embd, bias=False)  # what a position looks for
         self.key = nn.Linear(n_embd, n_embd, bias=False)  # what it can be found by
         self.value = nn.Linear(n_embd, n_embd, bias=False)  # what it passes on when found
@@ -85,18 +85,18 @@ class CausalSelfAttention(nn.Module):
         speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2), radians a character: from 1 down
         self.angle = torch.outer(torch.arange(block_size), speed).to(device)  # (T, D/2)
     def forward(self, x):
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q = self.query(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
         k = self.key(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
         v = self.value(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        # QK-norm, arxiv.org/abs/2302.05442: with q and k of length sqrt(D), no score is above that
+        # QK-norm, arxiv.org/abs/2302.05442: no score exceeds sqrt(D), attention is never too sharp
         q = rotate(norm(q), self.angle[:T])
         k = rotate(norm(k), self.angle[:T])
-        if gpu:  # FlashAttention: what follows below, in one call
+        if gpu:  # FlashAttention: all of the other branch in one call; on a CPU it is slower
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # the future half of the scores is for nothing, but one product beats T small ones
-            scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T)
-            future = torch.ones(T, T).triu(1) == 1
+        else:
+            scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T), in one product for all T, though
+            future = torch.ones(T, T).triu(1) == 1  # the half above the diagonal is thrown away
             y = scores.masked_fill(future, -torch.inf).softmax(-1) @ v  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C): the heads side by side
 
@@ -144,36 +144,36 @@ class GPT(nn.Module):
         return idx
 
 # ---- optimizer ----
-def orthogonalize(G):
-    """U V^T for G = U S V^T, about, and scaled to RMS 1. Each pass takes a singular value s to
-    2.5 s - 1.5 s^3: it never settles at 1, but five leave all but the tiniest in 0.2 to 1.25."""
+def orthogonalize(G, passes):
+    """Keep G's directions (singular vectors), make their strengths (singular values) about equal,
+    scale to RMS 1. A pass takes a strength s to 2.5 s - 1.5 s^3: this never settles at 1, but five
+    bring all but the tiniest to between 0.2 and 1.25. With 0 passes, only scale."""
     if len(G) > G.shape[1]:
-        return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
-    X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)  # singular values of at most 1
-    for _ in range(5):
+        return orthogonalize(G.mT, passes).mT  # transposed, X @ X.mT is the smaller product
+    X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)
+    for _ in range(passes):
         X = torch.addmm(X, X @ X.mT, X, beta=2.5, alpha=-1.5)  # 2.5 X - 1.5 X X^T X
-    return X * G.shape[1] ** 0.5
+    return X / (X.square().mean().sqrt() + 1e-7)
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made equally strong in all directions: kellerjordan.github.io/posts/muon. By hand,
-    as torch.optim.Muon, in bfloat16 only, takes 30 times as long on a CPU without it."""
+    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. Written by hand, because
+    torch.optim.Muon computes in bfloat16 only, 30 times as slow on a CPU that lacks it."""
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             for p in group['params']:
                 if p.grad is not None:
                     momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
-                    momentum.lerp_(p.grad, 0.1)  # a running mean of the gradients
-                    G = torch.atleast_2d(0.9 * momentum + 0.1 * p.grad)  # looks ahead: Nesterov
-                    update = 0.3 * group['direction'](G).view_as(p)  # RMS 0.3, about as Adam's
+                    momentum.lerp_(p.grad, 0.1)  # 0.9 momentum + 0.1 gradient, a running mean
+                    G = torch.atleast_2d(0.9 * momentum + 0.1 * p.grad)  # once more: Nesterov
+                    update = 0.3 * orthogonalize(G, group['passes']).view_as(p)  # 0.3: near Adam's
                     p.sub_(group['lr'] * (update + group['weight_decay'] * p))
 
 def make_optimizer(model):
-    """Orthogonalize for the blocks' matrices; in wte and wpe, each row is a vector of its own."""
+    """Five passes for the matrices of the blocks; the tables wte and wpe do without."""
     others = [p for name, p in model.named_parameters() if 'blocks' not in name]
-    blocks = dict(params=model.blocks.parameters(), direction=orthogonalize)
-    tables = dict(params=others, direction=norm, weight_decay=0)
-    return Muon([blocks, tables], dict(lr=learning_rate, weight_decay=weight_decay))
+    return Muon([dict(params=model.blocks.parameters(), passes=5, weight_decay=weight_decay),
+                 dict(params=others, passes=0, weight_decay=0)], dict(lr=learning_rate))
 
 # ---- training ----
 @torch.no_grad()
@@ -192,7 +192,7 @@ def save(path, **parts):
     os.replace(f'{path}.{os.getpid()}.tmp', path)
 
 def restore(model, optimizer, config):
-    """Take weights and momenta from latest.pt; all settings stay those of this file."""
+    """Take weights and momenta from latest.pt; rates and other settings stay as in this file."""
     latest = torch.load('latest.pt', device)
     assert latest['config'] == config, 'latest.pt is of another text, model or batch_size'
     model.load_state_dict(latest['model'])
@@ -209,7 +209,7 @@ def train():
     optimizer = make_optimizer(model)
     begin, best_loss = restore(model, optimizer, config) if resume else (0, torch.inf)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - (begin + i) / max_iters)
-    starts = islice(shuffle(train_data), begin * batch_size, None)
+    starts = islice(shuffle(train_data), begin * batch_size, None)  # without those used already
     net = torch.compile(model, disable=not compile)  # for the steps; the parameters are shared
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {device}; characters: '
           f'{len(train_data):,} train, {len(val_data):,} val, {len(meta["chars"])} different')

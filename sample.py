@@ -3,8 +3,8 @@
     python sample.py
 
 continues `start` with the weights that gpt.py left in ckpt.pt. The model of gpt.py is written here
-as functions of these weights, with one thing more: a cache of keys and values, for which the next
-character costs the work of one position and not of a whole window (S positions)."""
+as functions of these weights, with a cache: the keys and values of the past never change, so they
+are kept, and a character costs the work of one position, not of a window (S positions)."""
 import sys
 import torch
 from torch.nn import functional as F
@@ -30,7 +30,7 @@ def rotate(x, angle):
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
 def attention(x, w, angle, cache, pos):
-    """x (B, T, C) begins at pos; cache (2, B, H, S, D) has keys and values before, takes more."""
+    """For x (B, T, C) from position pos on. cache (2, B, H, S, D): keys, values before and of x."""
     T = x.shape[1]
     _, B, H, S, D = cache.shape
     qkv = (x @ w['attn.qkv']).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
@@ -38,7 +38,8 @@ def attention(x, w, angle, cache, pos):
     cache[..., pos:pos + T, :] = torch.stack((k, qkv[2]))
     keys, values = cache[..., :pos + T, :]  # (B, H, pos+T, D) each
     w['attended'] = q, keys  # for print_attention
-    y = F.scaled_dot_product_attention(q, keys, values, is_causal=T > 1)  # (B, H, T, D)
+    # (B, H, T, D); one new position may look at all that there are, so it needs no mask
+    y = F.scaled_dot_product_attention(q, keys, values, is_causal=T > 1)
     return y.transpose(1, 2).flatten(2) @ w['attn.c_proj']  # (B, T, C)
 
 def mlp(x, w):
@@ -49,8 +50,8 @@ def block(x, w, angle, cache, pos):
     return x + mlp(norm(x), w)
 
 def gpt(idx, model, cache, pos=0):
-    """Logits (B, T, V) of what follows each of idx (B, T). Prefill takes any number of characters,
-    at pos = 0; decode one more, at pos. cache is (n_layer, 2, B, H, S, D)."""
+    """Logits (B, T, V) of what follows each of idx (B, T): first of all characters that there are
+    (prefill, pos = 0), then of one more at a time (decode)."""
     here = slice(pos, pos + idx.shape[1])
     x = model['wte'][idx] + model['wpe'][here]  # (B, T, C)
     for w, block_cache in zip(model['blocks'], cache):
@@ -62,8 +63,7 @@ def new_cache(model, B):
     return torch.zeros(model['n_layer'], 2, B, H, S, C // H, device=device)
 
 def load_model():
-    """The settings, chars and weights in ckpt.pt, those of a block in a dict of its own. Exits if
-    gpt() does not give the logits that gpt.py stored with them."""
+    """Settings, chars and weights by name, each block's in a dict of its own, if gpt() is right."""
     try:
         ckpt = torch.load('ckpt.pt', device)  # tensors, numbers and strings: runs no code
     except FileNotFoundError:
@@ -97,8 +97,8 @@ def choose(logits):
     return order.gather(1, torch.multinomial(probs, 1))
 
 def generate(idx, model):
-    """Continue idx (B, T): yield max_new_tokens times the next token (B, 1). When idx outgrows the
-    window, its last half is prefilled anew, so that the cost of a character stays bounded."""
+    """Yield the tokens (B, 1) that continue idx (B, T). A full window cannot slide, as wpe counts
+    from its start: its last half then becomes the first half of a new one."""
     cache = new_cache(model, len(idx))
     pos = 0
     for _ in range(max_new_tokens):

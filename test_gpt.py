@@ -7,7 +7,6 @@ be read beside gpt.py; then comes what the scripts promise.
 """
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -49,7 +48,6 @@ def small_and_seeded(monkeypatch, tmp_path):
     set_globals(monkeypatch, sample, **WRITE)
     set_globals(monkeypatch, bigram, device='cpu', batch_size=8, block_size=16, max_iters=300,
                 eval_interval=300, eval_iters=100, learning_rate=0.1)
-    set_globals(monkeypatch, prepare, train_share=0.9)
     torch.manual_seed(0)
 
 # ---- a walk through GPT: one idea a test, in the order of the lecture ----
@@ -79,14 +77,9 @@ def test_the_loss_is_minus_the_log_of_the_probability_given_to_what_came():
     came = torch.tensor([7])
     probs = logits.softmax(-1)
     assert_close(F.cross_entropy(logits, came), -probs[0, 7].log())
-
-@pytest.mark.parametrize('shape', [dict(), dict(n_layer=4, n_head=2, n_embd=128),
-                                   dict(n_layer=6, n_head=6, n_embd=384)])
-def test_before_training_every_character_is_as_likely(monkeypatch, shape):
-    set_globals(monkeypatch, gpt, block_size=64, **shape)
-    idx = torch.randint(65, (4, 65))
+    idx = torch.randint(65, (4, 17))
     _, loss = gpt.GPT(65)(idx[:, :-1], idx[:, 1:])
-    assert loss.item() == pytest.approx(np.log(65), rel=0.05)  # a guess among 65
+    assert loss.item() == pytest.approx(np.log(65), rel=0.05)  # untrained, a guess among 65
 
 def test_a_trained_bigram_is_a_table_of_counts():
     text = torch.tensor([0, 1, 0, 2, 0, 1, 1, 0, 1, 2, 0, 0, 1])
@@ -214,13 +207,6 @@ def test_rotary_positions_tell_how_far_apart_two_characters_are():
     assert scores[0].std() > 0.1  # at another distance, another score
     assert_close(q.norm(dim=1), q[:1].norm(dim=1).expand(10))
 
-def test_learned_positions_tell_where_in_the_window_a_character_stands():
-    model = gpt.GPT(10).eval()
-    idx = torch.zeros(1, 16, dtype=torch.long)  # the same character everywhere
-    assert_close(model(idx)[0][0, 9], model(idx)[0][0, 3])  # before training, wpe is zero
-    model.wpe.data.normal_()
-    assert not torch.allclose(model(idx)[0][0, 9], model(idx)[0][0, 3], atol=1e-3)
-
 def test_the_future_cannot_change_the_past():
     model = gpt.GPT(10)
     idx = torch.randint(10, (1, 16))
@@ -297,8 +283,6 @@ def test_dropout_acts_in_training_only_and_on_both_branches(monkeypatch):
 
 def test_tied_weights_are_one_table_for_input_and_output():
     model = gpt.GPT(10)
-    assert sorted(name for name, _ in model.named_parameters() if 'blocks' not in name) == [
-        'wpe', 'wte']
     before, _ = model(torch.tensor([[3]]))
     model.wte.data[7] *= 2  # a character that is not in the input
     after, _ = model(torch.tensor([[3]]))
@@ -357,9 +341,7 @@ def test_a_cache_of_keys_and_values_saves_computing_the_past_again():
     ({'temperature': 0.5}, [1 / 30, 16 / 30, 9 / 30, 4 / 30]),  # squares the odds
     ({'temperature': 0}, [0, 1, 0, 0]),
     ({'top_k': 2}, [0, 4 / 7, 3 / 7, 0]),
-    ({'top_p': 0.8}, [0, 4 / 9, 3 / 9, 2 / 9]),
-    ({'top_p': 0.69}, [0, 4 / 7, 3 / 7, 0]),
-    ({'top_p': 1e-9}, [0, 1, 0, 0])])
+    ({'top_p': 0.69}, [0, 4 / 7, 3 / 7, 0])])
 def test_temperature_top_k_and_top_p_choose_among_the_likelier(monkeypatch, settings, expected):
     set_globals(monkeypatch, sample, **settings)
     logits = torch.tensor([0.1, 0.4, 0.3, 0.2]).log().expand(20000, 4)
@@ -376,18 +358,20 @@ def edited_gpt(edits, **globals):
         source = source.replace(old, new)
     module = types.ModuleType('edited')
     exec(source, vars(module))
-    vars(module).update(TINY | {'gpu': False} | globals)
+    mine = {new.split(' = ')[0] for _, new in edits}
+    for name, value in (TINY | {'gpu': False} | globals).items():
+        if name not in mine:
+            setattr(module, name, value)
     return module
 
 def start(script, *command, edits=(), **globals):
-    """Start a copy of a script here, edited as users edit it: globals, then (old, new) in its text."""
+    """Start a copy of a script, edited as users edit it: (old, new) in its text, then globals."""
     source = (HERE / script).read_text(encoding='utf-8')
+    for old, new in edits:
+        source = source.replace(old, new)
     for name, value in globals.items():
         source, n = re.subn(rf'^{name} = .*', lambda _: f'{name} = {value!r}', source, flags=re.M)
         assert n == 1, f'{script} has not one line for {name}'
-    for old, new in edits:
-        assert old in source, f'{script} has no {old}'
-        source = source.replace(old, new)
     Path(script).write_text(source, encoding='utf-8')
     return subprocess.Popen([sys.executable, *command, script], text=True, errors='replace',
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -422,7 +406,7 @@ def weights(path='latest.pt'):
 
 # ---- prepare.py ----
 
-@pytest.mark.parametrize('text', ['Быть или не быть, вот в чём вопрос', '生存还是毁灭，这是问题。' * 2,
+@pytest.mark.parametrize('text', ['Быть или не быть! ' * 2, '生存还是毁灭' * 9,
                                   '👩\u200d🚀 and a \0 and more', 'é日😀' * 400_000])
 def test_encoding_loses_nothing_however_long_the_text(text):
     write_data(text)
@@ -432,10 +416,9 @@ def test_encoding_loses_nothing_however_long_the_text(text):
     assert len(train) == int(0.9 * len(text))  # the first nine tenths train
 
 def test_a_mark_at_the_start_and_the_kind_of_line_ends_change_nothing():
-    write_data(TEXT)
-    plain = read_data()[1].tolist()
     write_data('\ufeff' + TEXT.replace('\n', '\r\n'))
-    assert read_data()[1].tolist() == plain
+    chars, train, val = read_data()
+    assert ''.join(chars[i] for i in [*train, *val]) == TEXT
 
 @pytest.mark.parametrize('content, words', [
     (b'', '0 characters'), (b'too short', '9 characters'), (b'caf\xe9 noir' * 9, 'UTF-8'),
@@ -446,17 +429,16 @@ def test_prepare_tells_what_is_wrong_with_a_text(content, words):
         prepare.prepare()
     assert not Path('meta.json').exists()
 
-def test_a_download_is_used_only_if_it_is_the_right_one(tmp_path, monkeypatch, capsys):
-    (tmp_path / 'theirs').write_text(TEXT)
-    monkeypatch.setattr(prepare, 'url', (tmp_path / 'theirs').as_uri())
+def test_a_download_is_used_only_if_it_is_the_right_one(monkeypatch, capsys):
+    Path('theirs').write_text(TEXT)
+    monkeypatch.setattr(prepare, 'url', Path('theirs').absolute().as_uri())
     with pytest.raises(SystemExit, match='theirs'):
         prepare.download()
     assert not Path('input.txt').exists()
-    monkeypatch.setattr(prepare, 'url', (tmp_path / 'nothing').as_uri())  # as without a network
+    os.remove('theirs')  # as without a network
     prepare.download()
     assert 'Python language reference' in capsys.readouterr().out
-    prepare.prepare()
-    assert len(read_data()[1]) > 100_000
+    assert Path('input.txt').stat().st_size > 100_000
 
 # ---- training ----
 
@@ -466,33 +448,38 @@ def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong(
     monkeypatch.setattr(gpt, 'bfloat16', bfloat16)
     for rows, columns in ((32, 32), (32, 128), (40, 7), (1, 9)):
         U, S, Vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
-        G = U @ torch.linspace(1, 0.05, len(S)).diag() @ Vh
-        after = U.mT @ gpt.orthogonalize(G).float() @ Vh.mT / max(rows, columns) ** 0.5
-        assert 0.2 < after.diagonal().min() and after.diagonal().max() < 1.3
+        G = gpt.orthogonalize(U @ torch.linspace(1, 0.05, len(S)).diag() @ Vh, 5).float()
+        assert G.square().mean().item() == pytest.approx(1, abs=0.02)
+        after = U.mT @ G @ Vh.mT / max(rows, columns) ** 0.5
+        assert 0.2 < after.diagonal().min() and after.diagonal().max() < 1.6
         assert (after - after.diagonal().diag()).abs().max() < rounding
 
+def test_no_passes_only_scale_and_nothing_stays_nothing():
+    G = torch.randn(7, 5)
+    assert_close(gpt.orthogonalize(G, 0), G / G.square().mean().sqrt())
+    assert torch.equal(gpt.orthogonalize(0 * G, 5), 0 * G)
+
 @pytest.mark.parametrize('shape', [(8, 32), (32, 8), (32,), ()])
-@pytest.mark.parametrize('direction', [gpt.orthogonalize, gpt.norm])
-def test_a_step_of_muon_is_the_formula(shape, direction):
+@pytest.mark.parametrize('passes', [0, 5])
+def test_a_step_of_muon_is_the_formula(shape, passes):
     p = torch.nn.Parameter(torch.randn(shape))
-    muon = gpt.Muon([dict(params=[p], direction=direction, weight_decay=0.5)], dict(lr=0.1))
+    muon = gpt.Muon([dict(params=[p], passes=passes, weight_decay=0.5)], dict(lr=0.1))
     momentum = torch.zeros(shape)
     for _ in range(3):
         before, p.grad = p.detach().clone(), torch.randn(shape)
         momentum = 0.9 * momentum + 0.1 * p.grad
-        update = direction(torch.atleast_2d(0.1 * p.grad + 0.9 * momentum)).view(shape)
+        ahead = torch.atleast_2d(0.1 * p.grad + 0.9 * momentum)
         muon.step()
-        assert_close(p.detach(), (1 - 0.1 * 0.5) * before - 0.1 * 0.3 * update)
-        assert shape == () or 0.6 < update.square().mean().sqrt() < 1.3  # the RMS
+        update = 0.3 * gpt.orthogonalize(ahead, passes).view(shape)
+        assert_close(p.detach(), (1 - 0.1 * 0.5) * before - 0.1 * update)
 
 def test_every_parameter_is_in_one_group_and_only_the_blocks_matrices_decay():
     model = gpt.GPT(10)
     blocks, tables = gpt.make_optimizer(model).param_groups
-    assert {id(p) for p in blocks['params']} == {id(p) for p in model.blocks.parameters()}
+    assert len(blocks['params']) == len(list(model.blocks.parameters()))
     assert {id(p) for p in tables['params']} == {id(model.wte), id(model.wpe)}
-    assert len(blocks['params'] + tables['params']) == len(list(model.parameters()))
     assert (blocks['weight_decay'], tables['weight_decay']) == (0.3, 0)
-    assert (blocks['direction'], tables['direction']) == (gpt.orthogonalize, gpt.norm)
+    assert (blocks['passes'], tables['passes']) == (5, 0)
 
 @pytest.mark.parametrize('optimizer, rate', [
     ('make_optimizer(model)', 1e-2), ('torch.optim.AdamW(model.parameters(), lr=1e-3)', 1e-3),
@@ -514,35 +501,11 @@ def test_an_epoch_takes_each_character_at_most_once_and_nearly_all():
         assert (np.diff(epoch) < 0).sum() > 15  # in random order
     assert not set(starts[:57]) & set(starts[57:])  # cut at other places
 
-@pytest.mark.parametrize('script', [bigram, gpt])
-def test_every_target_is_the_input_moved_by_one(script):
-    data = np.arange(1000)
-    x, y = script.get_batch(data, [0, 500, 983]) if script is gpt else script.get_batch(data)
-    assert torch.equal(x + 1, y) and x.shape[1] == 16
-    assert torch.equal(x - x[:, :1], torch.arange(16).expand(len(x), 16))
-
-def test_evaluation_is_the_plain_mean_over_the_whole_split():
-    model = gpt.GPT(10).eval()
-    data = np.random.default_rng(0).integers(10, size=1000)
-    idx = torch.from_numpy(data[:16 * 62 + 1])
-    _, loss = model(idx[:-1].view(62, 16), idx[1:].view(62, 16))
-    assert gpt.estimate_loss(model, data) == pytest.approx(loss.item(), rel=1e-5)
-
 def test_the_bigram_reaches_what_counting_does_and_is_judged_by_unseen_text(capsys):
     write_data('ab' * 900 + 'aabb' * 50)  # trained on: b after a, a after b; in val, half the time
     bigram.train()
     train_loss, val_loss = re.findall(r'loss ([\d.]+)', capsys.readouterr().out)
     assert float(train_loss) < 0.1 and float(val_loss) > 1
-
-def test_training_finds_what_only_attention_can(monkeypatch):
-    """Words of random letters stand twice: who looks back knows the second, a bigram never does."""
-    set_globals(monkeypatch, gpt, block_size=32, n_embd=64, batch_size=32, max_iters=300,
-                eval_interval=300)
-    words = (''.join(random.Random(i).choices('abcdefgh', k=8)) for i in range(2500))
-    write_data(''.join(word + word for word in words))
-    gpt.train()
-    half_guessed = np.log(8) / 2  # the first half of each pair can only be guessed
-    assert torch.load('latest.pt')['best_loss'] < half_guessed + 0.35 < np.log(8) - 0.6
 
 def test_a_run_says_what_it_does_and_leaves_what_sample_needs(capsys):
     write_data()
@@ -550,44 +513,18 @@ def test_a_run_says_what_it_does_and_leaves_what_sample_needs(capsys):
     out = capsys.readouterr().out
     assert '2,700 train, 300 val, 32 different' in out and 'python sample.py' in out
     assert re.search(r'step 12: train loss [\d.]+, val loss [\d.]+\n', out)
-    config = torch.load('ckpt.pt')['config']
-    assert config['chars'] == read_data()[0] and config['block_size'] == 16
-    assert f"val loss {torch.load('latest.pt')['best_loss']:.4f}" in out
-    sample.load_model()
-
-def test_products_in_bfloat16_round_the_training_but_not_the_evaluation(monkeypatch):
-    write_data()
-    losses = []
-    for bfloat16 in (False, True):
-        monkeypatch.setattr(gpt, 'bfloat16', bfloat16)
-        gpt.train()
-        losses.append(torch.load('latest.pt')['best_loss'])
-        assert all(weight.dtype == torch.float32 for weight in weights().values())
-        sample.load_model()  # accepts it: the probe was computed in float32
-    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert f"best weights, val loss {torch.load('latest.pt')['best_loss']:.4f}" in out
+    assert sample.load_model()['chars'] == read_data()[0]
 
 # ---- nothing is lost, nothing is wrong without a word ----
-
-class Stopped(Exception):
-    pass
-
-def stop_after_saving(monkeypatch, path):
-    """Run gpt.train() and stop it right after it has saved path for the first time."""
-    save = gpt.save
-    def save_and_stop(name, **parts):
-        save(name, **parts)
-        if name == path:
-            raise Stopped
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(gpt, 'save', save_and_stop)
-        gpt.train()
 
 def test_a_resumed_run_is_the_run_that_never_stopped(monkeypatch):
     write_data()
     monkeypatch.setattr(gpt, 'dropout', 0.3)
     gpt.train()
     whole = torch.load('latest.pt')
-    stop_after_saving(monkeypatch, 'latest.pt')
+    stopping = edited_gpt([('max_iters + 1)', '7)')], dropout=0.3)  # ends at step 6
+    stopping.train()
     assert torch.load('latest.pt')['step'] == 6
     monkeypatch.setattr(gpt, 'resume', True)
     gpt.train()
@@ -602,26 +539,25 @@ def test_settings_come_from_the_file_and_only_weights_and_momenta_from_latest(mo
     set_globals(monkeypatch, gpt, learning_rate=0.5, weight_decay=0.25)
     model = gpt.GPT(32)
     optimizer = gpt.make_optimizer(model)
-    assert gpt.restore(model, optimizer, latest['config']) == (12, latest['best_loss'])
-    assert optimizer.param_groups[0]['lr'] == 0.5
-    assert optimizer.param_groups[0]['weight_decay'] == 0.25
-    for i, p in enumerate(p for group in optimizer.param_groups for p in group['params']):
-        assert torch.equal(optimizer.state[p]['momentum'], latest['momenta'][i]['momentum'])
+    gpt.restore(model, optimizer, latest['config'])
+    group = optimizer.param_groups[0]
+    assert (group['lr'], group['weight_decay']) == (0.5, 0.25)
+    assert torch.equal(optimizer.state[group['params'][0]]['momentum'],
+                       latest['momenta'][0]['momentum'])
 
-def test_only_the_same_text_model_and_batch_size_is_resumed(monkeypatch):
+@pytest.mark.parametrize('change', [{}, 'text', dict(n_head=4), dict(batch_size=4)])
+def test_only_the_same_text_model_and_batch_size_is_resumed(monkeypatch, change):
     write_data()
     gpt.train()
-    set_globals(monkeypatch, gpt, resume=True, max_iters=18)
-    for name, value in (('n_layer', 3), ('n_head', 4), ('block_size', 8), ('batch_size', 4)):
-        with monkeypatch.context() as patch, pytest.raises(AssertionError, match='latest.pt'):
-            patch.setattr(gpt, name, value)
+    if change == 'text':
+        write_data(TEXT[:2700][::-1] + TEXT[2700:])
+    set_globals(monkeypatch, gpt, resume=True, max_iters=18, **({} if change == 'text' else change))
+    if change:
+        with pytest.raises(AssertionError, match='another text, model or batch_size'):
             gpt.train()
-    write_data(TEXT[:2700][::-1] + TEXT[2700:])
-    with pytest.raises(AssertionError, match='another text'):
+    else:
         gpt.train()
-    write_data()
-    gpt.train()
-    assert torch.load('latest.pt')['step'] == 18
+    assert torch.load('latest.pt')['step'] == (12 if change else 18)
 
 def test_the_best_is_kept_and_comes_back_when_it_is_moved_away(monkeypatch):
     write_data()
@@ -634,12 +570,6 @@ def test_the_best_is_kept_and_comes_back_when_it_is_moved_away(monkeypatch):
     set_globals(monkeypatch, gpt, resume=True, max_iters=18)
     gpt.train()
     assert torch.equal(weights('ckpt.pt')['wte'], weights()['wte'])
-
-def test_a_save_that_fails_leaves_the_old_file():
-    gpt.save('ckpt.pt', x=1)
-    with pytest.raises(Exception, match='lambda'):
-        gpt.save('ckpt.pt', x=lambda: 0)  # cannot be pickled
-    assert torch.load('ckpt.pt') == {'x': 1}
 
 def test_a_kill_at_any_moment_leaves_checkpoints_that_load():
     write_data()
@@ -699,14 +629,11 @@ def test_heads_that_do_not_fit_are_refused(monkeypatch, settings):
         gpt.GPT(10)
 
 @pytest.mark.parametrize('old', ['meta = json', 'cos, sin = ', 'latest = torch', 'torch.save('])
-def test_a_mistake_of_ones_own_is_not_swallowed(monkeypatch, old):
+def test_a_mistake_of_ones_own_is_not_swallowed(old):
     write_data()
     gpt.train()
     with pytest.raises(KeyError, match='mine'):
         edited_gpt([(old, f"raise KeyError('mine'); {old}")], resume=True, max_iters=18).train()
-    with pytest.raises(KeyError, match='mine'):
-        monkeypatch.setattr(sample, 'mlp', lambda x, w: w['mine'])
-        sample.main()
 
 # ---- safe to change ----
 
@@ -716,13 +643,6 @@ EDITS = {  # what a user may do to gpt.py: (old, new), ...
                 'self.c_fc = nn.Linear(n_embd, 77); self.gate = nn.Linear(n_embd, 77)'),
                ('nn.Linear(4 * n_embd,', 'nn.Linear(77,'),
                ('F.gelu(self.c_fc(x))', 'F.silu(self.gate(x)) * self.c_fc(x)')],
-    'one Linear for all three': [
-        ('self.query = nn.Linear(n_embd, n_embd,', 'self.c_attn = nn.Linear(n_embd, 3 * n_embd,'),
-        ('self.key = nn.Linear(n_embd, n_embd, bias=False)', 'pass'),
-        ('self.value = nn.Linear(n_embd, n_embd, bias=False)', 'pass'),
-        ('self.query(x)', 'self.c_attn(x).chunk(3, -1)[0]'),
-        ('self.key(x)', 'self.c_attn(x).chunk(3, -1)[1]'),
-        ('self.value(x)', 'self.c_attn(x).chunk(3, -1)[2]')],
     'an unused matrix': [('self.c_fc = ', 'self.unused = nn.Linear(9, 9); self.c_fc = ')],
     'gains and a gate': [('self.mlp = MLP()', 'self.mlp = MLP(); self.ln = nn.LayerNorm(n_embd); '
                           'self.gate = nn.Parameter(torch.tensor(0.5))'),
@@ -730,7 +650,6 @@ EDITS = {  # what a user may do to gpt.py: (old, new), ...
     'ReLU': [('F.gelu', 'F.relu')],
     'post-norm': [('x + self.dropout(self.mlp(norm(x)))', 'norm(x + self.dropout(self.mlp(x)))')],
     'no learned positions': [(' + self.wpe[:idx.shape[1]]', '')],
-    'another rotary base': [('10000 **', '500 **')],
     'no mask': [('scores.masked_fill(future, -torch.inf)', 'scores')],
 }
 
@@ -775,39 +694,31 @@ def test_start_samples_and_seed_do_what_they_say(monkeypatch, capsys):
     first = written(start='badge', seed=1)
     assert first.startswith('badge') and len(first) == 5 + 30 + 1
     assert written() == first != written(seed=2)
-    assert written(start='abc' * 20).startswith('abc' * 20)
-    assert len(written(start='')) == 1 + 30 + 1
-    three = written(num_samples=3).split('-' * 40)
+    assert len(written(start='abc' * 20)) == 60 + 30 + 1
+    three = written(start='', num_samples=3).split('-' * 40)
     assert len(set(three)) == 3 and all(len(text.strip('\n')) == 31 for text in three)
     with pytest.raises(SystemExit, match="'z'"):
-        written(start='a zebra')
+        written(start='zz')
 
 @torch.no_grad()
 def test_the_picture_of_attention_shows_the_weights_of_each_head(capsys):
     _, functions = gpt_and_sample()
     sample.print_attention(torch.tensor([[1, 0, 3, 6, 4]]), functions, 'badge')
-    picture = capsys.readouterr().out
-    q, keys = functions['blocks'][1]['queries'], functions['blocks'][1]['keys']
-    shares = (q @ keys.mT / 4)[0, 1, 2, :3].softmax(-1)  # block 2, head 2, the third character
-    line = picture.split('block 2, head 2\n')[1].splitlines()[2]
+    line = capsys.readouterr().out.split('block 2, head 2\n')[1].splitlines()[2]
     assert re.sub('\x1b.*?m', '', line) == 'bad'
+    q, keys = functions['blocks'][1]['attended']
+    shares = (q @ keys.mT / 4)[0, 1, 2, :3].softmax(-1)  # of the third character
     reds = [int(red) for red in re.findall(r'255;(\d+);', line)]
     assert reds == pytest.approx((255 - 155 * shares / shares.max()).tolist(), abs=0.6)
 
 # ---- the scripts ----
 
-def test_importing_a_script_does_nothing():
-    code = f'import sys; sys.path.insert(0, {str(HERE)!r}); import bigram, gpt, prepare, sample'
-    result = subprocess.run([sys.executable, '-B', '-c', code], capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
-    assert list(Path().iterdir()) == []
-
-def test_each_script_is_complete_on_its_own():
-    for script in ('prepare', 'bigram', 'gpt', 'sample'):
-        lines = (HERE / f'{script}.py').read_text(encoding='utf-8').splitlines()
-        assert max(map(len, lines)) <= 100 and lines[0].startswith('"""'), script
-        imports = re.compile(r' *(from|import) (bigram|gpt|prepare|sample)\b')
-        assert not any(map(imports.match, lines)), script
+@pytest.mark.parametrize('script', ['bigram', 'gpt', 'prepare', 'sample'])
+def test_each_script_is_complete_on_its_own_and_does_nothing_when_imported(script, capsys):
+    source = (HERE / f'{script}.py').read_text(encoding='utf-8')
+    assert not re.search(r'^ *(from|import) (bigram|gpt|prepare|sample)\b', source, flags=re.M)
+    exec(source, {'__name__': script})
+    assert capsys.readouterr() == ('', '') and not list(Path().iterdir())
 
 @pytest.mark.parametrize('encoding', ['ascii', 'utf-8'])
 def test_the_whole_path_from_a_text_to_a_sample(monkeypatch, encoding):
@@ -822,10 +733,12 @@ def test_the_whole_path_from_a_text_to_a_sample(monkeypatch, encoding):
         assert len(steps[3][1]) == 52 and set(steps[3][1]) <= set(text + '\n')
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
-def test_a_gpu_trains_resumes_and_writes():
+@pytest.mark.parametrize('bfloat16', [False, True])
+def test_a_gpu_trains_resumes_and_writes(bfloat16):
     write_data()
-    for globals in ({}, dict(resume=True, max_iters=18), dict(bfloat16=True, compile=True)):
-        assert run('gpt.py', **TINY | dict(device='cuda', dropout=0.2) | globals)[0] == 0
+    cuda = TINY | dict(device='cuda', dropout=0.2, bfloat16=bfloat16)
+    for globals in ({}, dict(resume=True, max_iters=18)):
+        assert run('gpt.py', **cuda | globals)[0] == 0
     assert run('sample.py')[0] == 0
 
 # ---- README ----
@@ -858,12 +771,7 @@ def edits_of(row):
 @pytest.mark.parametrize('row', table('What each part is worth')[1:], ids=lambda row: row[0])
 def test_each_edit_in_the_readme_can_be_made_and_trains(row):
     write_data()
-    edits = edits_of(row)
-    changed = {new.split(' = ')[0] for _, new in edits} & TINY.keys()
-    edited = edited_gpt(edits, max_iters=2, batch_size=4)
-    for name in changed - {'batch_size'}:
-        vars(edited)[name] = eval(dict(new.split(' = ') for _, new in edits if ' = ' in new)[name])
-    edited.train()
+    edited_gpt(edits_of(row), max_iters=2, batch_size=4).train()
     assert torch.load('latest.pt')['step'] == 2
 
 def test_two_processes_are_one_after_the_edits_in_the_readme():
