@@ -31,7 +31,7 @@ weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * we
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True goes on from latest.pt; if max_iters was raised, the rate jumps up
 compile = False  # torch.compile: a slower start, then faster steps
-cpu = torch.cpu.get_capabilities()  # bfloat16: for products, where the hardware has it built in
+cpu = torch.cpu.get_capabilities()  # whether products in bfloat16 are built in, says the next line
 bfloat16 = torch.cuda.is_bf16_supported(False) if gpu else cpu.get('avx512_bf16', False)
 
 # ---- data ----
@@ -75,7 +75,7 @@ class CausalSelfAttention(nn.Module):
     """Communication: each position looks at itself and those before, with several heads."""
     def __init__(self):
         super().__init__()
-        assert n_embd > 0 == n_embd % (2 * n_head), f'{n_embd=} must be a multiple of 2 * {n_head=}'
+        assert n_embd and n_embd % (2 * n_head) == 0, f'{n_embd=} is no multiple of 2 * {n_head=}'
         # three Linears where GPT-2 has one: the optimizer below orthogonalizes each by itself
         self.query = nn.Linear(n_embd, n_embd, bias=False)  # what a position looks for
         self.key = nn.Linear(n_embd, n_embd, bias=False)  # what it can be found by
@@ -130,8 +130,7 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
         x = self.wte[idx] + self.wpe[:idx.shape[1]]  # (B, T, C)
-        x = norm(self.blocks(x))
-        logits = x @ self.wte.mT  # (B, T, V): tied, the table of the input serves for the output
+        logits = norm(self.blocks(x)) @ self.wte.mT  # (B, T, V); tied: the same table out as in
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
     @torch.no_grad()
@@ -170,10 +169,11 @@ class Muon(torch.optim.Optimizer):
                     p.sub_(group['lr'] * (update + group['weight_decay'] * p))
 
 def make_optimizer(model):
-    """Five passes for the matrices of the blocks; the tables wte and wpe do without."""
+    """Five passes for the matrices of the blocks; none, and smaller steps, for wte and wpe."""
     others = [p for name, p in model.named_parameters() if 'blocks' not in name]
     return Muon([dict(params=model.blocks.parameters(), passes=5, weight_decay=weight_decay),
-                 dict(params=others, passes=0, weight_decay=0)], dict(lr=learning_rate))
+                 dict(params=others, passes=0, weight_decay=0, lr=learning_rate / 4)],
+                dict(lr=learning_rate))
 
 # ---- training ----
 @torch.no_grad()
@@ -192,7 +192,7 @@ def save(path, **parts):
     os.replace(f'{path}.{os.getpid()}.tmp', path)
 
 def restore(model, optimizer, config):
-    """Take weights and momenta from latest.pt; rates and other settings stay as in this file."""
+    """Take weights and momenta from latest.pt, but no rates: those in this file count."""
     latest = torch.load('latest.pt', device)
     assert latest['config'] == config, 'latest.pt is of another text, model or batch_size'
     model.load_state_dict(latest['model'])
@@ -200,7 +200,7 @@ def restore(model, optimizer, config):
     return latest['step'], latest['best_loss']
 
 def train():
-    """Load, build, loop."""
+    """Load the data, build or restore the model, take the steps; evaluate and save now and then."""
     meta, train_data, val_data = load_data()
     config = meta | dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size,
                          batch_size=batch_size)
@@ -218,7 +218,7 @@ def train():
         model.train()
         torch.manual_seed(seed + step)  # the same dropout after a resume
         x, y = get_batch(train_data, islice(starts, batch_size))
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             _, loss = net(x, y)
         loss.backward()
         optimizer.step()
@@ -238,7 +238,7 @@ def train():
             if val_loss < best_loss or not os.path.exists('ckpt.pt'):
                 best_loss = val_loss
                 save('ckpt.pt', config=config, model=model.state_dict(),
-                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py must get the same logits
+                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py must get these logits
             save('latest.pt', config=config, model=model.state_dict(), step=step,
                  best_loss=best_loss, momenta=optimizer.state_dict()['state'])
     idx = model.generate(torch.tensor([[0]], device=device), 200)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 # ---- settings ----
-start = ''  # what to continue, or open('name', encoding='utf-8').read(); '': often a newline
+start = ''  # what to continue, or open('name', encoding='utf-8').read(); '': the first of chars
 num_samples = 1  # the first is printed while it is written, the others when all are done
 max_new_tokens = 500  # characters to write
 temperature = 0.8  # below 1 sharpens the odds, above 1 flattens them; 0 takes the likeliest
@@ -32,7 +32,7 @@ def rotate(x, angle):
 def attention(x, w, angle, cache, pos):
     """For x (B, T, C) from position pos on. cache (2, B, H, S, D): keys, values before and of x."""
     T = x.shape[1]
-    _, B, H, S, D = cache.shape
+    _, B, H, _, D = cache.shape
     qkv = (x @ w['attn.qkv']).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
     q, k = rotate(norm(qkv[:2]), angle)  # (B, H, T, D) each
     cache[..., pos:pos + T, :] = torch.stack((k, qkv[2]))
@@ -129,8 +129,8 @@ def main():
     torch.backends.mkldnn.enabled = False  # oneDNN would plan anew for each length of the cache
     model = load_model()
     chars, S = model['chars'], model['block_size']
-    for char in set(start) - set(chars):
-        sys.exit(f'start has {char!r}, which the training text has not')
+    if not set(start) <= set(chars):
+        sys.exit(f'start has {set(start) - set(chars)}, which the training text has not')
     text = start or chars[0]
     idx = torch.tensor([[chars.index(char) for char in text]], device=device)  # (1, T)
     if show == 'attention':

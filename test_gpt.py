@@ -51,7 +51,6 @@ def small_and_seeded(monkeypatch, tmp_path):
     torch.manual_seed(0)
 
 # ---- a walk through GPT: one idea a test, in the order of the lecture ----
-
 def test_a_token_is_a_place_among_the_sorted_distinct_characters():
     text = 'hello world, hello you'
     Path('input.txt').write_text(text)
@@ -349,7 +348,6 @@ def test_temperature_top_k_and_top_p_choose_among_the_likelier(monkeypatch, sett
     assert share.tolist() == pytest.approx(expected, abs=0.02)
 
 # ---- help ----
-
 def edited_gpt(edits, **globals):
     """gpt.py as a module, with these (old, new) edits of its text and the tests' globals."""
     source = (HERE / 'gpt.py').read_text(encoding='utf-8')
@@ -405,7 +403,6 @@ def weights(path='latest.pt'):
     return torch.load(path)['model']
 
 # ---- prepare.py ----
-
 @pytest.mark.parametrize('text', ['Быть или не быть! ' * 2, '生存还是毁灭' * 9,
                                   '👩\u200d🚀 and a \0 and more', 'é日😀' * 400_000])
 def test_encoding_loses_nothing_however_long_the_text(text):
@@ -441,18 +438,14 @@ def test_a_download_is_used_only_if_it_is_the_right_one(monkeypatch, capsys):
     assert Path('input.txt').stat().st_size > 100_000
 
 # ---- training ----
-
-@pytest.mark.parametrize('rounding, bfloat16', [(1e-3, False), (0.1, True)])
-def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong(
-        monkeypatch, rounding, bfloat16):
-    monkeypatch.setattr(gpt, 'bfloat16', bfloat16)
+def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong():
     for rows, columns in ((32, 32), (32, 128), (40, 7), (1, 9)):
         U, S, Vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
-        G = gpt.orthogonalize(U @ torch.linspace(1, 0.05, len(S)).diag() @ Vh, 5).float()
-        assert G.square().mean().item() == pytest.approx(1, abs=0.02)
+        G = gpt.orthogonalize(U @ torch.linspace(1, 0.05, len(S)).diag() @ Vh, 5)
+        assert G.square().mean().item() == pytest.approx(1, abs=1e-3)
         after = U.mT @ G @ Vh.mT / max(rows, columns) ** 0.5
         assert 0.2 < after.diagonal().min() and after.diagonal().max() < 1.6
-        assert (after - after.diagonal().diag()).abs().max() < rounding
+        assert_close(after, after.diagonal().diag(), rtol=0, atol=1e-3)
 
 def test_no_passes_only_scale_and_nothing_stays_nothing():
     G = torch.randn(7, 5)
@@ -517,7 +510,6 @@ def test_a_run_says_what_it_does_and_leaves_what_sample_needs(capsys):
     assert sample.load_model()['chars'] == read_data()[0]
 
 # ---- nothing is lost, nothing is wrong without a word ----
-
 def test_a_resumed_run_is_the_run_that_never_stopped(monkeypatch):
     write_data()
     monkeypatch.setattr(gpt, 'dropout', 0.3)
@@ -545,19 +537,18 @@ def test_settings_come_from_the_file_and_only_weights_and_momenta_from_latest(mo
     assert torch.equal(optimizer.state[group['params'][0]]['momentum'],
                        latest['momenta'][0]['momentum'])
 
-@pytest.mark.parametrize('change', [{}, 'text', dict(n_head=4), dict(batch_size=4)])
-def test_only_the_same_text_model_and_batch_size_is_resumed(monkeypatch, change):
+@pytest.mark.parametrize('text, change', [
+    (TEXT[::-1], {}), (TEXT, dict(n_head=4)), (TEXT, dict(batch_size=4))])
+def test_only_the_same_text_model_and_batch_size_is_resumed(monkeypatch, text, change):
     write_data()
     gpt.train()
-    if change == 'text':
-        write_data(TEXT[:2700][::-1] + TEXT[2700:])
-    set_globals(monkeypatch, gpt, resume=True, max_iters=18, **({} if change == 'text' else change))
-    if change:
-        with pytest.raises(AssertionError, match='another text, model or batch_size'):
-            gpt.train()
-    else:
+    set_globals(monkeypatch, gpt, resume=True, max_iters=18)
+    gpt.train()
+    assert torch.load('latest.pt')['step'] == 18
+    write_data(text)
+    set_globals(monkeypatch, gpt, **change)
+    with pytest.raises(AssertionError, match='another text, model or batch_size'):
         gpt.train()
-    assert torch.load('latest.pt')['step'] == (12 if change else 18)
 
 def test_the_best_is_kept_and_comes_back_when_it_is_moved_away(monkeypatch):
     write_data()
@@ -636,7 +627,6 @@ def test_a_mistake_of_ones_own_is_not_swallowed(old):
         edited_gpt([(old, f"raise KeyError('mine'); {old}")], resume=True, max_iters=18).train()
 
 # ---- safe to change ----
-
 EDITS = {  # what a user may do to gpt.py: (old, new), ...
     'bias': [('bias=False', 'bias=True')],
     'SwiGLU': [('self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)',
@@ -644,9 +634,8 @@ EDITS = {  # what a user may do to gpt.py: (old, new), ...
                ('nn.Linear(4 * n_embd,', 'nn.Linear(77,'),
                ('F.gelu(self.c_fc(x))', 'F.silu(self.gate(x)) * self.c_fc(x)')],
     'an unused matrix': [('self.c_fc = ', 'self.unused = nn.Linear(9, 9); self.c_fc = ')],
-    'gains and a gate': [('self.mlp = MLP()', 'self.mlp = MLP(); self.ln = nn.LayerNorm(n_embd); '
-                          'self.gate = nn.Parameter(torch.tensor(0.5))'),
-                         ('self.mlp(norm(x))', 'self.gate * self.mlp(self.ln(x))')],
+    'gains': [('self.mlp = MLP()', 'self.mlp = MLP(); self.ln = nn.LayerNorm(n_embd)'),
+              ('self.mlp(norm(x))', 'self.mlp(self.ln(x))')],
     'ReLU': [('F.gelu', 'F.relu')],
     'post-norm': [('x + self.dropout(self.mlp(norm(x)))', 'norm(x + self.dropout(self.mlp(x)))')],
     'no learned positions': [(' + self.wpe[:idx.shape[1]]', '')],
@@ -670,7 +659,6 @@ def test_an_edited_model_trains_whole_and_is_sampled_as_it_is_or_not_at_all(name
             sample.load_model()
 
 # ---- sample.py ----
-
 @torch.no_grad()
 @pytest.mark.parametrize('length', [1, 5, 16, 40])
 def test_greedy_text_is_the_argmax_of_training_beyond_the_window_too(monkeypatch, length):
@@ -712,7 +700,6 @@ def test_the_picture_of_attention_shows_the_weights_of_each_head(capsys):
     assert reds == pytest.approx((255 - 155 * shares / shares.max()).tolist(), abs=0.6)
 
 # ---- the scripts ----
-
 @pytest.mark.parametrize('script', ['bigram', 'gpt', 'prepare', 'sample'])
 def test_each_script_is_complete_on_its_own_and_does_nothing_when_imported(script, capsys):
     source = (HERE / f'{script}.py').read_text(encoding='utf-8')
@@ -720,17 +707,13 @@ def test_each_script_is_complete_on_its_own_and_does_nothing_when_imported(scrip
     exec(source, {'__name__': script})
     assert capsys.readouterr() == ('', '') and not list(Path().iterdir())
 
-@pytest.mark.parametrize('encoding', ['ascii', 'utf-8'])
-def test_the_whole_path_from_a_text_to_a_sample(monkeypatch, encoding):
-    monkeypatch.setenv('PYTHONIOENCODING', encoding)
-    text = 'Быть или не быть. “Être” 日本 😀 ' * 50
-    Path('input.txt').write_text(text, encoding='utf-8')
-    steps = [run('prepare.py'), run('bigram.py', max_iters=10, eval_iters=2, block_size=16),
-             run('gpt.py', **TINY), run('sample.py', max_new_tokens=50, device='cpu')]
-    assert [(status, err) for status, _, err in steps] == 4 * [(0, '')]
-    if encoding == 'utf-8':
-        assert repr(''.join(sorted(set(text)))) in steps[0][1]
-        assert len(steps[3][1]) == 52 and set(steps[3][1]) <= set(text + '\n')
+def test_the_whole_path_from_a_text_to_a_sample_where_not_every_character_can_be_shown(monkeypatch):
+    monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+    Path('input.txt').write_text('Быть или не быть. “Être” 日本 😀 ' * 50, encoding='utf-8')
+    for script, globals in (('prepare.py', {}), ('bigram.py', dict(max_iters=10, eval_iters=2)),
+                            ('gpt.py', TINY), ('sample.py', dict(device='cpu'))):
+        status, out, err = run(script, **globals)
+        assert (status, err) == (0, '') and '?' in out
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 @pytest.mark.parametrize('bfloat16', [False, True])
@@ -742,7 +725,6 @@ def test_a_gpu_trains_resumes_and_writes(bfloat16):
     assert run('sample.py')[0] == 0
 
 # ---- README ----
-
 def table(heading):
     """The rows of README's table under a heading, each a list of cells, without the title row."""
     text = (HERE / 'README.md').read_text(encoding='utf-8').split(f'## {heading}\n')[1]
