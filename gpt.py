@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from itertools import islice
+os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # before torch: waiting threads free their core
 import numpy as np
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * we
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True goes on from latest.pt; if max_iters was raised, the rate jumps up
 compile = False  # torch.compile: a slower start, then faster steps
-cpu = torch.cpu.get_capabilities()  # whether products in bfloat16 are built in, says the next line
+cpu = torch.cpu.get_capabilities()  # of use for the next line: products in bfloat16, if built in
 bfloat16 = torch.cuda.is_bf16_supported(False) if gpu else cpu.get('avx512_bf16', False)
 
 # ---- data ----
@@ -226,9 +227,8 @@ def train():
         schedule.step()
         if step % 50 == 0:
             assert loss < torch.inf, f'{loss=} at {step=}: lower learning_rate?'
-            seconds = time.time() - t0
-            print(f'step {step} of {max_iters}: batch loss {loss:.4f}, {seconds:.0f} s, about '
-                  f'{seconds / (step - begin) * (max_iters - step):.0f} s left')
+            print(f'step {step} of {max_iters}: batch loss {loss:.4f}, {time.time() - t0:.0f} s, '
+                  f'about {(time.time() - t0) / (step - begin) * (max_iters - step):.0f} s left')
         if step % eval_interval == 0 or step == max_iters:
             model.eval()  # no dropout until the next step
             train_loss = estimate_loss(model, train_data[:len(val_data)])
