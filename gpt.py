@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from itertools import islice
-os.environ.setdefault('GOMP_SPINCOUNT', '10000')  # before torch: waiting threads free their core
 import numpy as np
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ gpu = device != 'cpu'
 batch_size = 64 if gpu else 16  # windows in a step
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
 max_iters = 1000 if gpu else 2200  # steps of training
-eval_interval = 250  # steps between evaluations; each saves, and Ctrl-C loses what comes after
+eval_interval = 500  # steps between evaluations; each saves, and Ctrl-C loses what comes after
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # attention heads in a block, of n_embd / n_head channels each
 n_embd = 384 if gpu else 128  # channels
@@ -83,7 +82,7 @@ class CausalSelfAttention(nn.Module):
         self.value = nn.Linear(n_embd, n_embd, bias=False)  # what it passes on when found
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes what the heads found
         D = n_embd // n_head
-        speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2), radians a character: from 1 down
+        speed = 1e-4 ** (torch.arange(0, D, 2) / D)  # (D/2), radians a character: 1 to 1/10000
         self.angle = torch.outer(torch.arange(block_size), speed).to(device)  # (T, D/2)
     def forward(self, x):
         B, T, _ = x.shape
@@ -125,9 +124,11 @@ class GPT(nn.Module):
     """From characters to the logits of the character that follows each of them."""
     def __init__(self, vocab_size):
         super().__init__()
-        self.wte = nn.Parameter(0.02 * torch.randn(vocab_size, n_embd))  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where in the window it stands
+        self.wte = nn.Parameter(torch.empty(vocab_size, n_embd))  # what a character is
+        self.wpe = nn.Parameter(torch.empty(block_size, n_embd))  # where in the window it stands
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
+        for p in self.parameters():
+            p.data.normal_(0, 0.02)  # as GPT-2: an even guess at first, loss ln V (gains need 1)
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
         x = self.wte[idx] + self.wpe[:idx.shape[1]]  # (B, T, C)
@@ -165,16 +166,15 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
                     momentum.lerp_(p.grad, 0.1)  # 0.9 momentum + 0.1 gradient, a running mean
-                    G = torch.atleast_2d(0.9 * momentum + 0.1 * p.grad)  # once more: Nesterov
+                    G = torch.atleast_2d(momentum.lerp(p.grad, 0.1))  # and once more: Nesterov
                     update = 0.3 * orthogonalize(G, group['passes']).view_as(p)  # 0.3: near Adam's
                     p.sub_(group['lr'] * (update + group['weight_decay'] * p))
 
 def make_optimizer(model):
-    """Five passes for the matrices of the blocks; none, and smaller steps, for wte and wpe."""
+    """Muon with five passes for the matrices of the blocks, with none for the tables wte, wpe."""
     others = [p for name, p in model.named_parameters() if 'blocks' not in name]
     return Muon([dict(params=model.blocks.parameters(), passes=5, weight_decay=weight_decay),
-                 dict(params=others, passes=0, weight_decay=0, lr=learning_rate / 4)],
-                dict(lr=learning_rate))
+                 dict(params=others, passes=0, weight_decay=0)], dict(lr=learning_rate))
 
 # ---- training ----
 @torch.no_grad()
