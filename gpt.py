@@ -20,7 +20,7 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
 batch_size = 64 if gpu else 16  # windows in a step
 block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
-max_iters = 1000 if gpu else 2200  # steps of training
+max_iters = 1000 if gpu else 2600  # steps of training
 eval_interval = 500  # steps between evaluations; each saves, and Ctrl-C loses what comes after
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # attention heads in a block, of n_embd / n_head channels each
