@@ -80,7 +80,7 @@ def load_model():
         w['mlp.c_fc'] = w['mlp.c_fc'].contiguous()  # in memory in this order, too: faster
         model['blocks'].append(w)
     D = model['n_embd'] // model['n_head']
-    speed = 1e-4 ** (torch.arange(0, D, 2) / D)  # (D/2)
+    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2)
     model['angle'] = torch.outer(torch.arange(model['block_size']), speed).to(device)  # (S, D/2)
     idx, logits = ckpt['probe']
     if not torch.allclose(gpt(idx, model, new_cache(model, 1)), logits, 1e-3, 1e-3):

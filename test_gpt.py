@@ -321,7 +321,7 @@ def test_to_write_is_to_predict_sample_append_and_predict_again():
 def test_a_text_can_be_learned_by_heart_and_only_val_shows_it():
     model = gpt.GPT(10)
     text, other = torch.randint(10, (2, 4, 17))
-    assert loss_after_training(model, text.expand(150, 4, 17)) < 0.1
+    assert loss_after_training(model, text.expand(400, 4, 17)) < 0.1
     assert model(other[:, :-1], other[:, 1:])[1] > np.log(10)
 
 @torch.no_grad()
@@ -480,7 +480,7 @@ def test_every_parameter_is_in_one_group_and_only_the_blocks_matrices_decay():
 def test_any_optimizer_trains_at_its_own_rate_which_falls_in_a_line_to_nothing(optimizer, rate):
     write_data()
     spied = edited_gpt([('optimizer = make_optimizer(model)', f'optimizer = {optimizer}'), (
-        '        schedule.step()\n', '        rates.append(optimizer.param_groups[-1]["lr"])\n'
+        '        schedule.step()\n', '        rates.append(optimizer.param_groups[0]["lr"])\n'
         '        schedule.step()\n')], rates=[], max_iters=4)
     spied.train()
     assert spied.rates == pytest.approx([rate, 0.75 * rate, 0.5 * rate, 0.25 * rate])
@@ -652,7 +652,7 @@ def test_an_edited_model_trains_whole_and_is_sampled_as_it_is_or_not_at_all(name
     for key, weight in first.items():
         left_out = 'unused' in key or name == 'no learned positions' and key == 'wpe'
         assert torch.equal(weight, weights()[key]) == left_out, f'{key} was not trained'
-    if name == 'an unused matrix':
+    if name in ('an unused matrix', 'no learned positions'):  # zeros are added there: no matter
         sample.load_model()
     else:
         with pytest.raises(SystemExit, match='change sample.py as gpt.py was changed'):
