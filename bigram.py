@@ -2,7 +2,7 @@
 
     python bigram.py
 
-learns a table of V x V logits from what prepare.py made, for V different characters, and prints a
+learns a table of V x V logits for V different characters from what prepare.py made and prints a
 sample. On Tiny Shakespeare it reaches val loss 2.49 in seconds.
 """
 import json
@@ -37,7 +37,7 @@ def load_data():
 
 def get_batch(data):
     """Inputs (B, T): random windows of data. Targets (B, T): the character after each."""
-    starts = torch.randint(len(data) - block_size, (batch_size,))
+    starts = torch.randint(len(data) - block_size, (batch_size,)).tolist()
     idx = torch.tensor(np.stack([data[i:i + block_size + 1] for i in starts])).long().to(device)
     return idx[:, :-1], idx[:, 1:]  # of idx (B, T+1)
 
