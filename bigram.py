@@ -83,7 +83,7 @@ def train():
             train_loss = estimate_loss(model, train_data)
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}', flush=True)
-    idx = model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), 300)
+    idx = model.generate(torch.tensor([[0]], device=device), 300)
     print(''.join(chars[i] for i in idx[0]))
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * we
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True goes on from latest.pt; if max_iters was raised, the rate jumps up
 compile = False  # torch.compile: a slower start, then faster steps
-cpu = torch.cpu.get_capabilities()  # of use for the next line: products in bfloat16, if built in
+cpu = torch.cpu.get_capabilities()  # for the next line: are products in bfloat16 built in?
 bfloat16 = torch.cuda.is_bf16_supported(False) if gpu else cpu.get('avx512_bf16', False)
 
 # ---- data ----
