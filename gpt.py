@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 # ---- settings: a small model for a CPU, a larger one for a GPU ----
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -31,28 +32,28 @@ weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * we
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True goes on from latest.pt; if max_iters was raised, the rate jumps up
 compile = False  # torch.compile: a slower start, then faster steps
-cpu = torch.cpu.get_capabilities()  # for the next line: are products in bfloat16 built in?
-bfloat16 = torch.cuda.is_bf16_supported(False) if gpu else cpu.get('avx512_bf16', False)
+cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)  # is it built in?
+bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
 
 # ---- data ----
 def load_data():
     """What prepare.py made: meta.json (chars, sha256 of the text), the tokens of train and val."""
-    try:
-        meta = json.load(open('meta.json'))
-    except FileNotFoundError:
+    if not os.path.exists('meta.json'):
         sys.exit('no data yet: run python prepare.py')
+    meta = json.load(open('meta.json'))
     train, val = [np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')]
     if block_size >= len(val):
         sys.exit(f'the text is too short for {block_size=}: at most {len(val) - 1} fits')
-    return meta, train, val
+    return meta, train, val[:262144]  # of a large text enough to judge by
 
 def shuffle(data):
     """Yield, without end, where windows of data start. Each epoch skips a random offset, cuts the
     rest into adjacent pieces of T + 1 characters and takes these in random order, each once."""
     rng = np.random.default_rng(seed)
-    n = len(data) // (block_size + 1) - 1  # pieces; one fewer than fit, to allow for the offset
+    size = block_size + 1  # a window and the target of its last character
+    n = len(data) // size - 1  # pieces; one fewer than fit, to allow for the offset
     while True:
-        yield from rng.integers(block_size + 1) + (block_size + 1) * rng.permutation(n)
+        yield from rng.integers(size) + size * rng.permutation(n)  # offset + size * (0 .. n-1)
 
 def get_batch(data, starts):
     """Inputs (B, T): the windows of data at starts (B,). Targets (B, T): the same, one later."""
@@ -65,8 +66,9 @@ def norm(x):
     return F.layer_norm(x, x.shape[-1:])
 
 def rotate(x, angle):
-    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D), a point
-    in a plane, turn by angle (T, D/2). In q @ k only the difference is left: the distance."""
+    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D) are a
+    point in a plane, turned by angle (T, D/2). Turned both, q @ k depends on the difference of
+    their angles: on how far apart they stand (where in the window they stand, wpe tells)."""
     cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
@@ -142,17 +144,17 @@ class GPT(nn.Module):
             idx = torch.cat((idx, idx_next), 1)  # (B, T+1)
         return idx
 
-# ---- optimizer ----
-def orthogonalize(G, passes):
-    """Keep G's directions (singular vectors), make their strengths (singular values) about equal,
-    scale to RMS 1. A pass takes a strength s to 2.5 s - 1.5 s^3: this never settles at 1, but five
-    bring all but the tiniest to between 0.2 and 1.25. With 0 passes, only scale."""
+# ---- optimizers ----
+def orthogonalize(G):
+    """Turn G = U S V^T into about U V^T, so that no direction dominates a step: a pass takes each
+    singular value s to 2.5 s - 1.5 s^3. That never settles at 1, but five bring all but the tiniest
+    to between 0.2 and 1.25."""
     if len(G) > G.shape[1]:
-        return orthogonalize(G.mT, passes).mT  # transposed, X @ X.mT is the smaller product
-    X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)
-    for _ in range(passes):
+        return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
+    X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)  # singular values of at most 1
+    for _ in range(5):
         X = torch.addmm(X, X @ X.mT, X, beta=2.5, alpha=-1.5)  # 2.5 X - 1.5 X X^T X
-    return X / (X.square().mean().sqrt() + 1e-7)
+    return X * G.shape[1] ** 0.5  # entries of RMS about 1, whatever the shape
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. Written by hand, because
@@ -163,23 +165,22 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 if p.grad is not None:
                     momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
-                    momentum.lerp_(p.grad, 0.1)  # 0.9 momentum + 0.1 gradient, a running mean
-                    G = torch.atleast_2d(0.9 * momentum + 0.1 * p.grad)  # once more: Nesterov
-                    update = 0.3 * orthogonalize(G, group['passes']).view_as(p)  # 0.3: near Adam's
-                    p.sub_(group['lr'] * (update + group['weight_decay'] * p))
+                    momentum.lerp_(p.grad, 0.1)  # a running mean: 0.9 momentum + 0.1 gradient
+                    update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # once more: Nesterov
+                    p.sub_(group['lr'] * (0.3 * update + group['weight_decay'] * p))
 
-def make_optimizer(model):
-    """Five passes for the matrices of the blocks; none, and smaller steps, for wte and wpe."""
-    others = [p for name, p in model.named_parameters() if 'blocks' not in name]
-    return Muon([dict(params=model.blocks.parameters(), passes=5, weight_decay=weight_decay),
-                 dict(params=others, passes=0, weight_decay=0, lr=learning_rate / 4)],
-                dict(lr=learning_rate))
+def make_optimizers(model):
+    """Muon for the matrices of the blocks, Adam for all others: the tables wte and wpe."""
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    return [Muon(matrices, dict(lr=learning_rate, weight_decay=weight_decay)),
+            torch.optim.Adam(others, lr=learning_rate)]
 
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """The mean loss over data (its first 262,144 characters) in adjacent windows."""
-    x, y = get_batch(data, range(0, len(data[:262144]) - block_size, block_size))  # (N, T) each
+    """The mean loss over data, in adjacent windows."""
+    x, y = get_batch(data, range(0, len(data) - block_size, block_size))  # (N, T) each
     total = 0
     for inputs, targets in zip(x.split(batch_size), y.split(batch_size)):
         _, loss = model(inputs, targets)
@@ -191,12 +192,13 @@ def save(path, **parts):
     torch.save(parts, f'{path}.{os.getpid()}.tmp')
     os.replace(f'{path}.{os.getpid()}.tmp', path)
 
-def restore(model, optimizer, config):
-    """Take weights and momenta from latest.pt, but no rates: those in this file count."""
+def restore(model, optimizers, config):
+    """Take weights and the optimizers' state from latest.pt, but no rates: those here count."""
     latest = torch.load('latest.pt', device)
     assert latest['config'] == config, 'latest.pt is of another text, model or batch_size'
     model.load_state_dict(latest['model'])
-    optimizer.load_state_dict(optimizer.state_dict() | {'state': latest['momenta']})
+    for optimizer, state in zip(optimizers, latest['states']):
+        optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
     return latest['step'], latest['best_loss']
 
 def train():
@@ -206,9 +208,9 @@ def train():
                          batch_size=batch_size)
     torch.manual_seed(seed)
     model = GPT(len(meta['chars'])).to(device)
-    optimizer = make_optimizer(model)
-    begin, best_loss = restore(model, optimizer, config) if resume else (0, torch.inf)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - (begin + i) / max_iters)
+    optimizers = make_optimizers(model)
+    begin, best_loss = restore(model, optimizers, config) if resume else (0, torch.inf)
+    schedules = [LambdaLR(opt, lambda i: 1 - (begin + i) / max_iters) for opt in optimizers]
     starts = islice(shuffle(train_data), begin * batch_size, None)  # without those used already
     net = torch.compile(model, disable=not compile)  # for the steps; the parameters are shared
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {device}; characters: '
@@ -221,9 +223,9 @@ def train():
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             _, loss = net(x, y)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for part in optimizers + schedules:
+            part.step()
+        model.zero_grad()
         if step % 50 == 0:
             assert loss < torch.inf, f'{loss=} at {step=}: lower learning_rate?'
             print(f'step {step} of {max_iters}: batch loss {loss:.4f}, {time.time() - t0:.0f} s, '
@@ -239,9 +241,8 @@ def train():
                 save('ckpt.pt', config=config, model=model.state_dict(),
                      probe=(x[:1], model(x[:1])[0].detach()))  # sample.py must get these logits
             save('latest.pt', config=config, model=model.state_dict(), step=step,
-                 best_loss=best_loss, momenta=optimizer.state_dict()['state'])
-    model.eval()
-    idx = model.generate(torch.tensor([[0]], device=device), 200)
+                 best_loss=best_loss, states=[opt.state_dict()['state'] for opt in optimizers])
+    idx = model.eval().generate(torch.tensor([[0]], device=device), 200)
     print(''.join(meta['chars'][i] for i in idx[0]))
     print(f'ckpt.pt holds the best weights, val loss {best_loss:.4f}; next: python sample.py')
 

@@ -3,8 +3,8 @@
     python sample.py
 
 continues `start` with the weights that gpt.py left in ckpt.pt. The model of gpt.py is written here
-as functions of these weights, with a cache: the keys and values of the past never change, so they
-are kept, and a character costs the work of one position, not of a window (S positions)."""
+as functions of these weights, with a cache: keys and values of the past never change, so they are
+kept, and a character costs the work of one position, not of a window (S = block_size)."""
 import sys
 import torch
 from torch.nn import functional as F
@@ -30,12 +30,12 @@ def rotate(x, angle):
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
 def attention(x, w, angle, cache, pos):
-    """For x (B, T, C) from position pos on. cache (2, B, H, S, D): keys, values before and of x."""
+    """Of x (B, T, C) from position pos on, whose keys and values join cache (2, B, H, S, D)."""
     T = x.shape[1]
-    _, B, H, _, D = cache.shape
-    qkv = (x @ w['attn.qkv']).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-    q, k = rotate(norm(qkv[:2]), angle)  # (B, H, T, D) each
-    cache[..., pos:pos + T, :] = torch.stack((k, qkv[2]))
+    D = cache.shape[-1]
+    q, k, v = (x @ w['attn.qkv']).unflatten(2, (-1, D)).transpose(1, 2).chunk(3, 1)  # (B, H, T, D)
+    q, k = rotate(norm(q), angle), rotate(norm(k), angle)
+    cache[..., pos:pos + T, :] = torch.stack((k, v))
     keys, values = cache[..., :pos + T, :]  # (B, H, pos+T, D) each
     w['attended'] = q, keys  # for print_attention
     # (B, H, T, D); one new position may look at all that there are, so it needs no mask
@@ -50,8 +50,8 @@ def block(x, w, angle, cache, pos):
     return x + mlp(norm(x), w)
 
 def gpt(idx, model, cache, pos=0):
-    """Logits (B, T, V) of what follows each of idx (B, T): first of all characters that there are
-    (prefill, pos = 0), then of one more at a time (decode)."""
+    """Logits (B, T, V) of what follows each of idx (B, T), which stand from position pos on. The
+    first call takes the whole start (prefill), each later one the newest character (decode)."""
     here = slice(pos, pos + idx.shape[1])
     x = model['wte'][idx] + model['wpe'][here]  # (B, T, C)
     for w, block_cache in zip(model['blocks'], cache):

@@ -219,12 +219,13 @@ def test_the_future_cannot_change_the_past():
 
 def loss_after_training(model, batches):
     """The loss on the last of batches (N, B, T+1), before the step on it."""
-    optimizer = gpt.make_optimizer(model)
+    optimizers = gpt.make_optimizers(model)
     for idx in batches:
         _, loss = model(idx[:, :-1], idx[:, 1:])
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
     return loss
 
 def test_without_the_mask_the_loss_falls_below_what_is_possible():
@@ -441,47 +442,43 @@ def test_a_download_is_used_only_if_it_is_the_right_one(monkeypatch, capsys):
 def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong():
     for rows, columns in ((32, 32), (32, 128), (40, 7), (1, 9)):
         U, S, Vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
-        G = gpt.orthogonalize(U @ torch.linspace(1, 0.05, len(S)).diag() @ Vh, 5)
-        assert G.square().mean().item() == pytest.approx(1, abs=1e-3)
+        G = gpt.orthogonalize(U @ torch.linspace(1, 0.05, len(S)).diag() @ Vh)
+        assert G.square().mean().item() == pytest.approx(1, abs=0.5)
         after = U.mT @ G @ Vh.mT / max(rows, columns) ** 0.5
-        assert 0.2 < after.diagonal().min() and after.diagonal().max() < 1.6
+        assert 0.2 < after.diagonal().min() and after.diagonal().max() < 1.25
         assert_close(after, after.diagonal().diag(), rtol=0, atol=1e-3)
+    assert torch.equal(gpt.orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
 
-def test_no_passes_only_scale_and_nothing_stays_nothing():
-    G = torch.randn(7, 5)
-    assert_close(gpt.orthogonalize(G, 0), G / G.square().mean().sqrt())
-    assert torch.equal(gpt.orthogonalize(0 * G, 5), 0 * G)
-
-@pytest.mark.parametrize('shape', [(8, 32), (32, 8), (32,), ()])
-@pytest.mark.parametrize('passes', [0, 5])
-def test_a_step_of_muon_is_the_formula(shape, passes):
-    p = torch.nn.Parameter(torch.randn(shape))
-    muon = gpt.Muon([dict(params=[p], passes=passes, weight_decay=0.5)], dict(lr=0.1))
-    momentum = torch.zeros(shape)
+def test_a_step_of_muon_is_the_formula():
+    p = torch.nn.Parameter(torch.randn(8, 32))
+    muon = gpt.Muon([p], dict(lr=0.1, weight_decay=0.5))
+    momentum = torch.zeros(8, 32)
     for _ in range(3):
-        before, p.grad = p.detach().clone(), torch.randn(shape)
+        before, p.grad = p.detach().clone(), torch.randn(8, 32)
         momentum = 0.9 * momentum + 0.1 * p.grad
-        ahead = torch.atleast_2d(0.1 * p.grad + 0.9 * momentum)
         muon.step()
-        update = 0.3 * gpt.orthogonalize(ahead, passes).view(shape)
+        update = 0.3 * gpt.orthogonalize(0.1 * p.grad + 0.9 * momentum)
         assert_close(p.detach(), (1 - 0.1 * 0.5) * before - 0.1 * update)
 
-def test_every_parameter_is_in_one_group_and_only_the_blocks_matrices_decay():
-    model = gpt.GPT(10)
-    blocks, tables = gpt.make_optimizer(model).param_groups
-    assert len(blocks['params']) == len(list(model.blocks.parameters()))
-    assert {id(p) for p in tables['params']} == {id(model.wte), id(model.wpe)}
-    assert (blocks['weight_decay'], tables['weight_decay']) == (0.3, 0)
-    assert (blocks['passes'], tables['passes']) == (5, 0)
+def test_muon_trains_the_matrices_of_the_blocks_and_adam_every_other_parameter():
+    model = edited_gpt([('bias=False', 'bias=True')]).GPT(10)
+    muon, adam = gpt.make_optimizers(model)
+    names = {p: name for name, p in model.named_parameters()}
+    of_muon, of_adam = [[names.pop(p) for p in optimizer.param_groups[0]['params']]
+                        for optimizer in (muon, adam)]
+    assert not names and len(of_muon) == 2 * 6
+    assert all(re.match(r'blocks.*(weight)', name) for name in of_muon)
+    assert {'wte', 'wpe', 'blocks.1.mlp.c_fc.bias'} <= set(of_adam)
+    assert muon.param_groups[0]['weight_decay'] == 0.3
 
 @pytest.mark.parametrize('optimizer, rate', [
-    ('make_optimizer(model)', 1e-2), ('torch.optim.AdamW(model.parameters(), lr=1e-3)', 1e-3),
-    ('torch.optim.SGD(model.parameters(), lr=0.1)', 0.1)])
+    ('make_optimizers(model)', 1e-2), ('[torch.optim.AdamW(model.parameters(), lr=1e-3)]', 1e-3),
+    ('[torch.optim.SGD(model.parameters(), lr=0.1)]', 0.1)])
 def test_any_optimizer_trains_at_its_own_rate_which_falls_in_a_line_to_nothing(optimizer, rate):
     write_data()
-    spied = edited_gpt([('optimizer = make_optimizer(model)', f'optimizer = {optimizer}'), (
-        '        schedule.step()\n', '        rates.append(optimizer.param_groups[0]["lr"])\n'
-        '        schedule.step()\n')], rates=[], max_iters=4)
+    spied = edited_gpt([('optimizers = make_optimizers(model)', f'optimizers = {optimizer}'), (
+        '        for part in', '        rates.append(optimizers[-1].param_groups[0]["lr"])\n'
+        '        for part in')], rates=[], max_iters=4)
     spied.train()
     assert spied.rates == pytest.approx([rate, 0.75 * rate, 0.5 * rate, 0.25 * rate])
 
@@ -524,18 +521,18 @@ def test_a_resumed_run_is_the_run_that_never_stopped(monkeypatch):
     for name, weight in whole['model'].items():
         assert torch.equal(weight, weights()[name]), name
 
-def test_settings_come_from_the_file_and_only_weights_and_momenta_from_latest(monkeypatch):
+def test_settings_come_from_the_file_and_only_weights_and_state_from_latest(monkeypatch):
     write_data()
     gpt.train()
     latest = torch.load('latest.pt')
     set_globals(monkeypatch, gpt, learning_rate=0.5, weight_decay=0.25)
     model = gpt.GPT(32)
-    optimizer = gpt.make_optimizer(model)
-    gpt.restore(model, optimizer, latest['config'])
-    group = optimizer.param_groups[0]
-    assert (group['lr'], group['weight_decay']) == (0.5, 0.25)
-    assert torch.equal(optimizer.state[group['params'][0]]['momentum'],
-                       latest['momenta'][0]['momentum'])
+    muon, adam = gpt.make_optimizers(model)
+    gpt.restore(model, [muon, adam], latest['config'])
+    group = muon.param_groups[0]
+    assert (group['lr'], group['weight_decay'], adam.param_groups[0]['lr']) == (0.5, 0.25, 0.5)
+    assert_close(muon.state_dict()['state'], latest['states'][0], rtol=0, atol=0)
+    assert_close(adam.state_dict()['state'], latest['states'][1], rtol=0, atol=0)
 
 @pytest.mark.parametrize('text, change', [
     (TEXT[::-1], {}), (TEXT, dict(n_head=4)), (TEXT, dict(batch_size=4))])
@@ -582,7 +579,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_when_it_is_seen_and_replaces_no
     old = Path('latest.pt').read_bytes()
     for settings, step in ((dict(eval_interval=1), 1), (dict(eval_interval=999), 50)):
         with monkeypatch.context() as patch, pytest.raises(AssertionError, match=f'step={step}'):
-            set_globals(patch, gpt, learning_rate=1e38, max_iters=60, **settings)
+            set_globals(patch, gpt, learning_rate=1e30, max_iters=60, **settings)
             gpt.train()
     assert Path('latest.pt').read_bytes() == old
 
@@ -743,11 +740,9 @@ def test_each_name_and_test_in_the_readme_exists():
 
 def edits_of(row):
     """The (old, new) edits in two cells of a row."""
+    source = (HERE / 'gpt.py').read_text(encoding='utf-8')
     old, new = [re.findall('`([^`]+)`', cell) for cell in row[1:3]]
-    assert len(old) == len(new)
-    lines = [line.split('  #')[0].strip()
-             for line in (HERE / 'gpt.py').read_text(encoding='utf-8').splitlines()]
-    assert [lines.count(line) for line in old] == [1] * len(old), f'not one line each: {old}'
+    assert len(old) == len(new) and all(source.count(text) == 1 for text in old), old
     return list(zip(old, new))
 
 @pytest.mark.parametrize('row', table('What each part is worth')[1:], ids=lambda row: row[0])
