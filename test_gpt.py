@@ -1,10 +1,7 @@
-"""What the scripts promise, as tests that need no network and no input.txt and leave no trace.
+"""What the scripts promise: `pytest` needs no network and no input.txt, and leaves no trace.
 
-    pytest
-
-Each test is named after the fact it holds. The first part is a walk through the ideas of a GPT, to
-be read beside gpt.py; then comes what the scripts promise.
-"""
+Each test is named after the fact it holds. First a walk through the ideas of a GPT, to be read
+beside gpt.py, then what else the scripts promise."""
 import json
 import os
 import re
@@ -73,9 +70,8 @@ def test_nine_characters_hold_eight_examples(monkeypatch):
 
 def test_the_loss_is_minus_the_log_of_the_probability_given_to_what_came():
     logits = torch.randn(1, 65)
-    came = torch.tensor([7])
     probs = logits.softmax(-1)
-    assert_close(F.cross_entropy(logits, came), -probs[0, 7].log())
+    assert_close(F.cross_entropy(logits, torch.tensor([7])), -probs[0, 7].log())
     idx = torch.randint(65, (4, 17))
     _, loss = gpt.GPT(65)(idx[:, :-1], idx[:, 1:])
     assert loss.item() == pytest.approx(np.log(65), rel=0.05)  # untrained, a guess among 65
@@ -144,23 +140,15 @@ def test_the_large_product_with_a_mask_is_many_small_ones_without():
         rows.append(shares @ v[:t + 1])
     assert_close(attend(q, k, v), torch.stack(rows))
 
-def heads_of(attention, x):
-    """q, k, v of a CausalSelfAttention for x (B, T, C), each (B, H, T, D), before QK-norm."""
-    B, T, C = x.shape
-    H = gpt.n_head
-    return [linear(x).view(B, T, H, C // H).transpose(1, 2)
-            for linear in (attention.query, attention.key, attention.value)]
-
 def test_many_heads_are_single_heads_side_by_side_then_a_projection():
     attention = gpt.CausalSelfAttention()
     x = torch.randn(3, 10, 32)
-    q, k, v = heads_of(attention, x)
     angle = torch.arange(10)[:, None] / 10000 ** (torch.arange(0, 16, 2) / 16)  # (T, D/2)
     heads = []
-    for h in range(2):  # our head is the plain one with QK-norm and rotary positions
-        q_h = gpt.rotate(F.layer_norm(q[:, h], [16]), angle)
-        k_h = gpt.rotate(F.layer_norm(k[:, h], [16]), angle)
-        heads.append(attend(q_h, k_h, v[:, h]))
+    for channels in (slice(0, 16), slice(16, 32)):  # the plain head, QK-norm, rotary positions
+        q = gpt.rotate(gpt.norm(attention.query(x)[..., channels]), angle)
+        k = gpt.rotate(gpt.norm(attention.key(x)[..., channels]), angle)
+        heads.append(attend(q, k, attention.value(x)[..., channels]))
     assert_close(attention(x), attention.c_proj(torch.cat(heads, dim=-1)))
 
 def test_pytorch_has_attention_in_one_call(monkeypatch):
@@ -174,8 +162,7 @@ def test_scores_grow_with_D_and_the_softmax_of_large_scores_is_nearly_one_hot():
     for D in (16, 64, 256):
         q, k = torch.randn(2, 4000, D)
         scores = (q * k).sum(dim=1)
-        assert scores.var().item() == pytest.approx(D, rel=0.2)
-        assert (scores / D ** 0.5).var().item() == pytest.approx(1, rel=0.2)
+        assert scores.std().item() == pytest.approx(D ** 0.5, rel=0.1)  # hence the division
     scores = torch.tensor([0.1, -0.2, 0.3, -0.2, 0.5])
     large = 20 * scores
     assert scores.softmax(-1).max() < 0.3
@@ -240,13 +227,12 @@ def test_the_mlp_sees_each_position_alone():
     assert_close(mlp(x)[:, 4], mlp(x[:, 4]))  # computation, after communication
 
 def test_layernorm_normalizes_each_position_and_does_not_care_who_else_is_in_the_batch():
-    batch_norm = torch.nn.BatchNorm1d(32)
     x = torch.randn(8, 32)
-    centered = x - x.mean(dim=1, keepdim=True)
-    variance = centered.square().mean(dim=1, keepdim=True)
-    by_hand = centered / (variance + 1e-5).sqrt()
-    assert_close(gpt.norm(x), by_hand)
+    y = gpt.norm(3 * x + 2)
+    assert_close(y.mean(1), torch.zeros(8))
+    assert_close(y.var(1, correction=0), torch.ones(8))
     assert_close(gpt.norm(x)[:4], gpt.norm(x[:4]))
+    batch_norm = torch.nn.BatchNorm1d(32)
     assert not torch.allclose(batch_norm(x)[:4], batch_norm(x[:4]), atol=0.01)
 
 def test_a_block_is_two_branches_off_a_residual_stream_each_behind_its_norm():
@@ -259,43 +245,36 @@ def test_a_block_is_two_branches_off_a_residual_stream_each_behind_its_norm():
     assert not torch.allclose(block(x), post_norm, atol=0.1)
 
 def test_residuals_let_gradients_reach_the_start():
-    def gradient(residual):
-        """How much of a gradient at the end of 12 layers reaches the beginning."""
+    for residual, low, high in ((1, 0.5, 2), (0, 0, 1e-5)):
         start = torch.randn(1, 10, 32, requires_grad=True)
         x = start
-        for _ in range(12):
+        for _ in range(12):  # layers
             x = residual * x + gpt.MLP()(x)
         x.sum().backward()
-        return start.grad.norm() / torch.ones_like(x).norm()
-    assert 0.5 < gradient(residual=1) < 2
-    assert gradient(residual=0) < 1e-5
+        share = start.grad.norm() / torch.ones_like(x).norm()  # of the gradient at the end
+        assert low <= share < high
 
 def test_dropout_acts_in_training_only_and_on_both_branches(monkeypatch):
-    monkeypatch.setattr(gpt, 'dropout', 0.5)
-    model = gpt.GPT(10)
-    idx = torch.randint(10, (1, 16))
-    assert not torch.equal(model(idx)[0], model(idx)[0])
-    model.eval()
-    assert torch.equal(model(idx)[0], model(idx)[0])
-    monkeypatch.setattr(gpt, 'dropout', 1.0)  # then nothing is left of either
     x = torch.randn(1, 10, 32)
-    assert torch.equal(gpt.Block()(x), x)
+    monkeypatch.setattr(gpt, 'dropout', 0.5)
+    block = gpt.Block()
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))
+    monkeypatch.setattr(gpt, 'dropout', 1.0)
+    assert torch.equal(gpt.Block()(x), x)  # nothing is left of either
 
 def test_tied_weights_are_one_table_for_input_and_output():
     model = gpt.GPT(10)
     before, _ = model(torch.tensor([[3]]))
     model.wte.data[7] *= 2  # a character that is not in the input
-    after, _ = model(torch.tensor([[3]]))
-    assert_close(after[..., 7], 2 * before[..., 7])
+    assert_close(model(torch.tensor([[3]]))[0][..., 7], 2 * before[..., 7])
 
 def test_the_parameters_are_two_tables_and_twelve_squares_a_layer(monkeypatch):
-    def count(n_layer, C, V=65, T=32):
-        set_globals(monkeypatch, gpt, n_layer=n_layer, n_embd=C, n_head=1, block_size=T)
-        n = sum(p.numel() for p in gpt.GPT(V).parameters())
-        assert n == V * C + T * C + 12 * n_layer * C ** 2
-        return n
-    assert count(4, C=256) / count(4, C=128) == pytest.approx(4, rel=0.03)
-    assert count(8, C=128) / count(4, C=128) == pytest.approx(2, rel=0.03)
+    for n_layer, C in ((2, 32), (4, 32), (2, 64)):  # so twice the width has four times as many
+        set_globals(monkeypatch, gpt, n_layer=n_layer, n_embd=C)
+        n = sum(p.numel() for p in gpt.GPT(65).parameters())
+        assert n == 65 * C + 16 * C + 12 * n_layer * C ** 2
 
 def test_attention_costs_T_squared_and_the_rest_T(monkeypatch):
     monkeypatch.setattr(gpt, 'block_size', 128)
@@ -349,29 +328,27 @@ def test_temperature_top_k_and_top_p_choose_among_the_likelier(monkeypatch, sett
     assert share.tolist() == pytest.approx(expected, abs=0.02)
 
 # ---- help ----
-def edited_gpt(edits, **globals):
-    """gpt.py as a module, with these (old, new) edits of its text and the tests' globals."""
-    source = (HERE / 'gpt.py').read_text(encoding='utf-8')
-    for old, new in edits:
-        assert old in source, f'gpt.py has no {old}'
-        source = source.replace(old, new)
-    module = types.ModuleType('edited')
-    exec(source, vars(module))
-    mine = {new.split(' = ')[0] for _, new in edits}
-    for name, value in (TINY | {'gpu': False} | globals).items():
-        if name not in mine:
-            setattr(module, name, value)
-    return module
-
-def start(script, *command, edits=(), **globals):
-    """Start a copy of a script, edited as users edit it: (old, new) in its text, then globals."""
+def edited(script, edits=(), **globals):
+    """The source of a script, edited as users edit it: (old, new) in its text, and globals."""
     source = (HERE / script).read_text(encoding='utf-8')
     for old, new in edits:
+        assert old in source, f'{script} has no {old}'
         source = source.replace(old, new)
+        globals.pop(new.split(' = ')[0], None)
     for name, value in globals.items():
         source, n = re.subn(rf'^{name} = .*', lambda _: f'{name} = {value!r}', source, flags=re.M)
         assert n == 1, f'{script} has not one line for {name}'
-    Path(script).write_text(source, encoding='utf-8')
+    return source
+
+def edited_gpt(edits, **globals):
+    """gpt.py as a module, with these edits and the tests' globals."""
+    module = types.ModuleType('edited')
+    exec(edited('gpt.py', edits, **TINY | globals), vars(module))
+    return module
+
+def start(script, *command, **edits):
+    """Start an edited copy of a script."""
+    Path(script).write_text(edited(script, **edits), encoding='utf-8')
     return subprocess.Popen([sys.executable, *command, script], text=True, errors='replace',
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -440,13 +417,12 @@ def test_a_download_is_used_only_if_it_is_the_right_one(monkeypatch, capsys):
 
 # ---- training ----
 def test_orthogonalize_keeps_the_directions_and_makes_them_about_equally_strong():
-    for rows, columns in ((32, 32), (32, 128), (40, 7), (1, 9)):
+    for rows, columns in ((32, 32), (32, 128), (40, 7)):
         U, S, Vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
         G = gpt.orthogonalize(U @ torch.linspace(1, 0.05, len(S)).diag() @ Vh)
-        assert G.square().mean().item() == pytest.approx(1, abs=0.5)
         after = U.mT @ G @ Vh.mT / max(rows, columns) ** 0.5
-        assert 0.2 < after.diagonal().min() and after.diagonal().max() < 1.25
         assert_close(after, after.diagonal().diag(), rtol=0, atol=1e-3)
+        assert 0.2 < after.diagonal().min() and after.diagonal().max() < 1.25
     assert torch.equal(gpt.orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 def test_a_step_of_muon_is_the_formula():
@@ -463,12 +439,10 @@ def test_a_step_of_muon_is_the_formula():
 def test_muon_trains_the_matrices_of_the_blocks_and_adam_every_other_parameter():
     model = edited_gpt([('bias=False', 'bias=True')]).GPT(10)
     muon, adam = gpt.make_optimizers(model)
-    names = {p: name for name, p in model.named_parameters()}
-    of_muon, of_adam = [[names.pop(p) for p in optimizer.param_groups[0]['params']]
-                        for optimizer in (muon, adam)]
-    assert not names and len(of_muon) == 2 * 6
-    assert all(re.match(r'blocks.*(weight)', name) for name in of_muon)
-    assert {'wte', 'wpe', 'blocks.1.mlp.c_fc.bias'} <= set(of_adam)
+    which = {p: optimizer for optimizer in (muon, adam)
+             for p in optimizer.param_groups[0]['params']}
+    for name, p in model.named_parameters():
+        assert which[p] is (adam if name in ('wte', 'wpe') or 'bias' in name else muon)
     assert muon.param_groups[0]['weight_decay'] == 0.3
 
 @pytest.mark.parametrize('optimizer, rate', [
@@ -477,8 +451,9 @@ def test_muon_trains_the_matrices_of_the_blocks_and_adam_every_other_parameter()
 def test_any_optimizer_trains_at_its_own_rate_which_falls_in_a_line_to_nothing(optimizer, rate):
     write_data()
     spied = edited_gpt([('optimizers = make_optimizers(model)', f'optimizers = {optimizer}'), (
-        '        for part in', '        rates.append(optimizers[-1].param_groups[0]["lr"])\n'
-        '        for part in')], rates=[], max_iters=4)
+        'for part in', 'rates.append(optimizers[-1].param_groups[0]["lr"])\n        for part in')],
+                       max_iters=4)
+    spied.rates = []
     spied.train()
     assert spied.rates == pytest.approx([rate, 0.75 * rate, 0.5 * rate, 0.25 * rate])
 
@@ -490,12 +465,6 @@ def test_an_epoch_takes_each_character_at_most_once_and_nearly_all():
         assert seen.min() >= 0 and seen.max() < 1000
         assert (np.diff(epoch) < 0).sum() > 15  # in random order
     assert not set(starts[:57]) & set(starts[57:])  # cut at other places
-
-def test_the_bigram_reaches_what_counting_does_and_is_judged_by_unseen_text(capsys):
-    write_data('ab' * 900 + 'aabb' * 50)  # trained on: b after a, a after b; in val, half the time
-    bigram.train()
-    train_loss, val_loss = re.findall(r'loss ([\d.]+)', capsys.readouterr().out)
-    assert float(train_loss) < 0.1 and float(val_loss) > 1
 
 def test_a_run_says_what_it_does_and_leaves_what_sample_needs(capsys):
     write_data()
@@ -527,23 +496,20 @@ def test_settings_come_from_the_file_and_only_weights_and_state_from_latest(monk
     latest = torch.load('latest.pt')
     set_globals(monkeypatch, gpt, learning_rate=0.5, weight_decay=0.25)
     model = gpt.GPT(32)
-    muon, adam = gpt.make_optimizers(model)
-    gpt.restore(model, [muon, adam], latest['config'])
-    group = muon.param_groups[0]
-    assert (group['lr'], group['weight_decay'], adam.param_groups[0]['lr']) == (0.5, 0.25, 0.5)
-    assert_close(muon.state_dict()['state'], latest['states'][0], rtol=0, atol=0)
-    assert_close(adam.state_dict()['state'], latest['states'][1], rtol=0, atol=0)
+    optimizers = gpt.make_optimizers(model)
+    gpt.restore(model, optimizers, latest['config'])
+    for optimizer, state in zip(optimizers, latest['states']):
+        assert optimizer.param_groups[0]['lr'] == 0.5
+        assert_close(optimizer.state_dict()['state'], state, rtol=0, atol=0)
+    assert optimizers[0].param_groups[0]['weight_decay'] == 0.25
 
 @pytest.mark.parametrize('text, change', [
     (TEXT[::-1], {}), (TEXT, dict(n_head=4)), (TEXT, dict(batch_size=4))])
 def test_only_the_same_text_model_and_batch_size_is_resumed(monkeypatch, text, change):
     write_data()
     gpt.train()
-    set_globals(monkeypatch, gpt, resume=True, max_iters=18)
-    gpt.train()
-    assert torch.load('latest.pt')['step'] == 18
     write_data(text)
-    set_globals(monkeypatch, gpt, **change)
+    set_globals(monkeypatch, gpt, resume=True, max_iters=18, **change)
     with pytest.raises(AssertionError, match='another text, model or batch_size'):
         gpt.train()
 
@@ -626,34 +592,24 @@ def test_a_mistake_of_ones_own_is_not_swallowed(old):
 # ---- safe to change ----
 EDITS = {  # what a user may do to gpt.py: (old, new), ...
     'bias': [('bias=False', 'bias=True')],
-    'SwiGLU': [('self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)',
-                'self.c_fc = nn.Linear(n_embd, 77); self.gate = nn.Linear(n_embd, 77)'),
-               ('nn.Linear(4 * n_embd,', 'nn.Linear(77,'),
-               ('F.gelu(self.c_fc(x))', 'F.silu(self.gate(x)) * self.c_fc(x)')],
-    'an unused matrix': [('self.c_fc = ', 'self.unused = nn.Linear(9, 9); self.c_fc = ')],
     'gains': [('self.mlp = MLP()', 'self.mlp = MLP(); self.ln = nn.LayerNorm(n_embd)'),
               ('self.mlp(norm(x))', 'self.mlp(self.ln(x))')],
     'ReLU': [('F.gelu', 'F.relu')],
     'post-norm': [('x + self.dropout(self.mlp(norm(x)))', 'norm(x + self.dropout(self.mlp(x)))')],
-    'no learned positions': [(' + self.wpe[:idx.shape[1]]', '')],
     'no mask': [('scores.masked_fill(future, -torch.inf)', 'scores')],
 }
 
 @pytest.mark.parametrize('name', EDITS)
-def test_an_edited_model_trains_whole_and_is_sampled_as_it_is_or_not_at_all(name):
+def test_an_edited_model_trains_whole_and_is_not_sampled_as_another(name):
     write_data()
     edited = edited_gpt(EDITS[name])
     torch.manual_seed(edited.seed)
     first = edited.GPT(32).state_dict()
     edited.train()
     for key, weight in first.items():
-        left_out = 'unused' in key or name == 'no learned positions' and key == 'wpe'
-        assert torch.equal(weight, weights()[key]) == left_out, f'{key} was not trained'
-    if name in ('an unused matrix', 'no learned positions'):  # zeros are added there: no matter
+        assert not torch.equal(weight, weights()[key]), f'{key} was not trained'
+    with pytest.raises(SystemExit, match='change sample.py as gpt.py was changed'):
         sample.load_model()
-    else:
-        with pytest.raises(SystemExit, match='change sample.py as gpt.py was changed'):
-            sample.load_model()
 
 # ---- sample.py ----
 @torch.no_grad()
@@ -673,14 +629,14 @@ def test_greedy_text_is_the_argmax_of_training_beyond_the_window_too(monkeypatch
 def test_start_samples_and_seed_do_what_they_say(monkeypatch, capsys):
     gpt_and_sample()
     def written(**globals):
-        set_globals(monkeypatch, sample, **globals)
+        set_globals(monkeypatch, sample, **WRITE | globals)
         sample.main()
         return capsys.readouterr().out
-    first = written(start='badge', seed=1)
+    first = written(start='badge')
     assert first.startswith('badge') and len(first) == 5 + 30 + 1
-    assert written() == first != written(seed=2)
+    assert written(start='badge') == first != written(start='badge', seed=2)
     assert len(written(start='abc' * 20)) == 60 + 30 + 1
-    three = written(start='', num_samples=3).split('-' * 40)
+    three = written(num_samples=3).split('-' * 40)
     assert len(set(three)) == 3 and all(len(text.strip('\n')) == 31 for text in three)
     with pytest.raises(SystemExit, match="'z'"):
         written(start='zz')
@@ -730,13 +686,13 @@ def table(heading):
 
 def test_each_name_and_test_in_the_readme_exists():
     rows = table('From the lecture to here')
-    scripts = [(HERE / f'{name}.py').read_text(encoding='utf-8')
-               for name in ('prepare', 'bigram', 'gpt')]
+    scripts = ''.join((HERE / name).read_text(encoding='utf-8')
+                      for name in ('prepare.py', 'bigram.py', 'gpt.py'))
     assert len(rows) >= 12
     for _, ours, test in rows:
         assert test.strip('`') in globals(), test
         for name in re.findall(r'`(\w+)`', ours):
-            assert any(re.search(rf'\b{name}\b', script) for script in scripts), name
+            assert re.search(rf'\b{name}\b', scripts), name
 
 def edits_of(row):
     """The (old, new) edits in two cells of a row."""
