@@ -2,10 +2,10 @@
 
     python bigram.py
 
-learns a table of V x V logits for V different characters from what prepare.py made and prints a
-sample. On Tiny Shakespeare it reaches val loss 2.49 in seconds.
-"""
+trains on what prepare.py made and prints a sample. On Tiny Shakespeare: val loss 2.49 in seconds.
+Shapes: B windows of T characters, V different characters."""
 import json
+import os
 import sys
 import numpy as np
 import torch
@@ -14,36 +14,36 @@ from torch.nn import functional as F
 
 # ---- settings ----
 batch_size = 32  # windows of text in a step
-block_size = 32  # characters in a window
+block_size = 32  # characters in a window, each of which is an example
 max_iters = 5000  # steps of training
 eval_interval = 1000  # steps between two estimates of the loss
 eval_iters = 400  # batches that an estimate averages over
-learning_rate = 1e-2  # each row of the table learns on its own, so it tolerates a high rate
+learning_rate = 1e-2
 seed = 1337  # the same seed gives the same run
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
-torch.set_num_threads(1)  # a table this small gains nothing from a second one
+torch.set_num_threads(1)  # for so small a model a second thread is no help
 
 # ---- data ----
 def load_data():
     """What prepare.py made: the characters, and the tokens of train and val."""
-    try:
-        chars = json.load(open('meta.json'))['chars']
-    except FileNotFoundError:
+    if not os.path.exists('meta.json'):
         sys.exit('no data yet: run python prepare.py')
+    chars = json.load(open('meta.json'))['chars']
     train, val = [np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')]
     if block_size >= len(val):
         sys.exit(f'the text is too short for {block_size=}: at most {len(val) - 1} fits')
     return chars, train, val
 
 def get_batch(data):
-    """Inputs (B, T): random windows of data. Targets (B, T): the character after each."""
+    """Inputs (B, T): random windows of data. Targets (B, T): the next characters."""
     starts = torch.randint(len(data) - block_size, (batch_size,)).tolist()
     idx = torch.tensor(np.stack([data[i:i + block_size + 1] for i in starts])).long().to(device)
-    return idx[:, :-1], idx[:, 1:]  # of idx (B, T+1)
+    return idx[:, :-1], idx[:, 1:]  # idx (B, T+1) without its last and without its first
 
 # ---- model ----
 class Bigram(nn.Module):
-    """A table whose row for a character holds the logits of the character that follows it."""
+    """A table (V, V): the row of a character has the logits of the character that follows it, which
+    a softmax turns into probabilities."""
     def __init__(self, vocab_size):
         super().__init__()
         self.table = nn.Embedding(vocab_size, vocab_size)
@@ -65,15 +65,14 @@ class Bigram(nn.Module):
 @torch.no_grad()
 def estimate_loss(model, data):
     """The mean loss over eval_iters random batches of data."""
-    losses = [model(*get_batch(data))[1].item() for _ in range(eval_iters)]
-    return np.mean(losses)
+    return np.mean([model(*get_batch(data))[1].item() for _ in range(eval_iters)])
 
 def train():
     """Train from scratch, then print a sample."""
     chars, train_data, val_data = load_data()
     torch.manual_seed(seed)
     model = Bigram(len(chars)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
     for step in range(1, max_iters + 1):
         _, loss = model(*get_batch(train_data))
         optimizer.zero_grad()
@@ -83,9 +82,9 @@ def train():
             train_loss = estimate_loss(model, train_data)
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}', flush=True)
-    idx = model.generate(torch.tensor([[0]], device=device), 300)
+    idx = model.generate(torch.tensor([[0]], device=device), 300)  # from the first of chars on
     print(''.join(chars[i] for i in idx[0]))
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace')  # ? for a character that cannot be shown here
+    sys.stdout.reconfigure(errors='replace')  # what the terminal cannot show becomes ?
     train()

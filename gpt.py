@@ -3,8 +3,8 @@
     python gpt.py
 
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
-Shakespeare: val loss 1.47 in about five minutes on 2 CPU cores (AMD Zen 4).
-Shapes: B windows, T characters each, C channels, H heads of D = C / H channels, vocabulary V."""
+Shakespeare: val loss 1.46 in about four minutes on 2 CPU cores (AMD Zen 4, with bfloat16).
+Shapes: B, T, C and H are among the settings, D = C / H, V is the number of different characters."""
 import json
 import os
 import sys
@@ -19,20 +19,20 @@ from torch.optim.lr_scheduler import LambdaLR
 # ---- settings: a small model for a CPU, a larger one for a GPU ----
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
-batch_size = 64 if gpu else 16  # windows in a step
-block_size = 256 if gpu else 128  # characters in a window: how far back the model looks
+batch_size = 64 if gpu else 16  # B: windows in a step
+block_size = 256 if gpu else 128  # T: characters in a window, as far back as the model looks
 max_iters = 1000 if gpu else 2200  # steps of training
-eval_interval = 500  # steps between evaluations; each saves, and Ctrl-C loses what comes after
+eval_interval = 500  # steps between evaluations; each saves, so Ctrl-C loses the steps since
 n_layer = 6 if gpu else 4  # blocks, one after the other
-n_head = 6 if gpu else 2  # attention heads in a block, of n_embd / n_head channels each
-n_embd = 384 if gpu else 128  # channels
+n_head = 6 if gpu else 2  # H: attention heads in a block, of D = C / H channels each
+n_embd = 384 if gpu else 128  # C: channels, the numbers by which a position is known to the model
 dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above train loss
-learning_rate = 1e-2  # at the first step; it falls linearly to 0
+learning_rate = 1e-2  # of both optimizers at the first step; it falls linearly to 0
 weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
-resume = False  # True goes on from latest.pt; if max_iters was raised, the rate jumps up
+resume = False  # True goes on from latest.pt, False starts anew and replaces it and ckpt.pt
 compile = False  # torch.compile: a slower start, then faster steps
-cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)  # is it built in?
+cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)  # has it bfloat16?
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
 
 # ---- data ----
@@ -44,31 +44,31 @@ def load_data():
     train, val = [np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')]
     if block_size >= len(val):
         sys.exit(f'the text is too short for {block_size=}: at most {len(val) - 1} fits')
-    return meta, train, val[:262144]  # of a large text enough to judge by
+    return meta, train, val[:262144]  # of a long val these suffice
 
-def shuffle(data):
-    """Yield, without end, where windows of data start. Each epoch skips a random offset, cuts the
-    rest into adjacent pieces of T + 1 characters and takes these in random order, each once."""
+def window_starts(data):
+    """Yield, without end, where the windows for training start. In each epoch the data are cut into
+    adjacent pieces, from a random offset on, and the pieces are taken in random order."""
     rng = np.random.default_rng(seed)
-    size = block_size + 1  # a window and the target of its last character
-    n = len(data) // size - 1  # pieces; one fewer than fit, to allow for the offset
+    size = block_size + 1  # of a piece: a window and the target of its last character
+    n = len(data) // size - 1  # pieces; they fit whatever the offset is
     while True:
-        yield from rng.integers(size) + size * rng.permutation(n)  # offset + size * (0 .. n-1)
+        offset = rng.integers(size)
+        yield from offset + size * rng.permutation(n)
 
 def get_batch(data, starts):
-    """Inputs (B, T): the windows of data at starts (B,). Targets (B, T): the same, one later."""
+    """Inputs (B, T): the windows of data at starts (B,). Targets (B, T): the next characters."""
     idx = torch.tensor(np.stack([data[i:i + block_size + 1] for i in starts])).long().to(device)
-    return idx[:, :-1], idx[:, 1:]  # of idx (B, T+1)
+    return idx[:, :-1], idx[:, 1:]  # idx (B, T+1) without its last and without its first
 
 # ---- model ----
 def norm(x):
-    """LayerNorm without gain and bias: the channels of each position get mean 0, variance 1."""
+    """LayerNorm without gain and bias: the last dimension gets mean 0 and variance 1."""
     return F.layer_norm(x, x.shape[-1:])
 
 def rotate(x, angle):
-    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D) are a
-    point in a plane, turned by angle (T, D/2). Turned both, q @ k depends on the difference of
-    their angles: on how far apart they stand (where in the window they stand, wpe tells)."""
+    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D), a point
+    in a plane, turn by angle (T, D/2). A product q @ k then knows how far apart the two stand."""
     cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
@@ -78,29 +78,30 @@ class CausalSelfAttention(nn.Module):
     def __init__(self):
         super().__init__()
         assert n_embd and n_embd % (2 * n_head) == 0, f'{n_embd=} is no multiple of 2 * {n_head=}'
-        # three Linears where GPT-2 has one: the optimizer below orthogonalizes each by itself
+        # three Linears where GPT-2 has one, because Muon (below) treats each matrix by itself
         self.query = nn.Linear(n_embd, n_embd, bias=False)  # what a position looks for
         self.key = nn.Linear(n_embd, n_embd, bias=False)  # what it can be found by
         self.value = nn.Linear(n_embd, n_embd, bias=False)  # what it passes on when found
-        self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes what the heads found
+        self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes what the heads have found
         D = n_embd // n_head
-        speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2), radians a character: from 1 down
+        speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per character, 1 to 1/10000
         self.angle = torch.outer(torch.arange(block_size), speed).to(device)  # (T, D/2)
     def forward(self, x):
         B, T, _ = x.shape
         q = self.query(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
         k = self.key(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
         v = self.value(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        # QK-norm, arxiv.org/abs/2302.05442: no score exceeds sqrt(D), attention is never too sharp
+        # QK-norm, arxiv.org/abs/2302.05442: q and k get length sqrt(D), so no score exceeds sqrt(D)
         q = rotate(norm(q), self.angle[:T])
         k = rotate(norm(k), self.angle[:T])
-        if gpu:  # FlashAttention: all of the other branch in one call; on a CPU it is slower
+        if gpu:  # FlashAttention: the same as below in one call (on a CPU this is slower)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T), in one product for all T, though
-            future = torch.ones(T, T).triu(1) == 1  # the half above the diagonal is thrown away
+            scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T)
+            # one product, and half of it thrown away, is faster than T products of what is needed
+            future = torch.ones(T, T).triu(1).bool()  # True above the diagonal
             y = scores.masked_fill(future, -torch.inf).softmax(-1) @ v  # (B, H, T, D)
-        return self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C): the heads side by side
+        return self.c_proj(y.transpose(1, 2).flatten(2))  # heads side by side: (B, T, C)
 
 class MLP(nn.Module):
     """Computation: a feed-forward network that sees each position alone."""
@@ -126,13 +127,12 @@ class GPT(nn.Module):
     """From characters to the logits of the character that follows each of them."""
     def __init__(self, vocab_size):
         super().__init__()
-        self.wte = nn.Parameter(0.02 * torch.randn(vocab_size, n_embd))  # what a character is
-        self.wpe = nn.Parameter(torch.zeros(block_size, n_embd))  # where in the window it stands
+        self.wte = nn.Parameter(0.02 * torch.randn(vocab_size, n_embd))  # small: even first guess
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
-        x = self.wte[idx] + self.wpe[:idx.shape[1]]  # (B, T, C)
-        logits = norm(self.blocks(x)) @ self.wte.mT  # (B, T, V); tied: the same table out as in
+        x = self.wte[idx]  # (B, T, C)
+        logits = norm(self.blocks(x)) @ self.wte.mT  # (B, T, V); tied weights: the table again
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
     @torch.no_grad()
@@ -146,31 +146,30 @@ class GPT(nn.Module):
 
 # ---- optimizers ----
 def orthogonalize(G):
-    """Turn G = U S V^T into about U V^T, so that no direction dominates a step: a pass takes each
-    singular value s to 2.5 s - 1.5 s^3. That never settles at 1, but five bring all but the tiniest
-    to between 0.2 and 1.25."""
+    """Make G's singular values about equal, so that no direction dominates a step: a pass turns s
+    into 2.5 s - 1.5 s^3. Five passes do not converge, but take all but tiny ones to 0.2 .. 1.25."""
     if len(G) > G.shape[1]:
-        return orthogonalize(G.mT).mT  # transposed, X @ X.mT is the smaller product
-    X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)  # singular values of at most 1
+        return orthogonalize(G.mT).mT  # now wide, X @ X.mT is the smaller product
+    X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)  # singular values: at most 1
     for _ in range(5):
         X = torch.addmm(X, X @ X.mT, X, beta=2.5, alpha=-1.5)  # 2.5 X - 1.5 X X^T X
-    return X * G.shape[1] ** 0.5  # entries of RMS about 1, whatever the shape
+    return X * G.shape[1] ** 0.5  # its entries get RMS 1 or so, whatever the shape
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. Written by hand, because
-    torch.optim.Muon computes in bfloat16 only, 30 times as slow on a CPU that lacks it."""
+    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. (torch.optim.Muon computes in
+    bfloat16 only, which takes 30 times as long on a CPU that does not have it.)"""
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             for p in group['params']:
                 if p.grad is not None:
                     momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
-                    momentum.lerp_(p.grad, 0.1)  # a running mean: 0.9 momentum + 0.1 gradient
-                    update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # once more: Nesterov
+                    momentum.lerp_(p.grad, 0.1)  # a running mean: 0.9 of it, 0.1 of the gradient
+                    update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov: again
                     p.sub_(group['lr'] * (0.3 * update + group['weight_decay'] * p))
 
 def make_optimizers(model):
-    """Muon for the matrices of the blocks, Adam for all others: the tables wte and wpe."""
+    """Muon for the matrices of the blocks, Adam for all other parameters, here only wte."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     return [Muon(matrices, dict(lr=learning_rate, weight_decay=weight_decay)),
@@ -179,7 +178,7 @@ def make_optimizers(model):
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """The mean loss over data, in adjacent windows."""
+    """The mean loss over all windows of data (adjacent ones), for a model in eval mode."""
     x, y = get_batch(data, range(0, len(data) - block_size, block_size))  # (N, T) each
     total = 0
     for inputs, targets in zip(x.split(batch_size), y.split(batch_size)):
@@ -188,16 +187,16 @@ def estimate_loss(model, data):
     return total / len(x)
 
 def save(path, **parts):
-    """Write beside path, then move there: whatever interrupts this, the old file stays whole."""
+    """Write another file, then rename it to path: whatever interrupts this, path stays whole."""
     torch.save(parts, f'{path}.{os.getpid()}.tmp')
     os.replace(f'{path}.{os.getpid()}.tmp', path)
 
 def restore(model, optimizers, config):
-    """Take weights and the optimizers' state from latest.pt, but no rates: those here count."""
+    """Load weights and momenta from latest.pt; learning rates and decay are those of this file."""
     latest = torch.load('latest.pt', device)
     assert latest['config'] == config, 'latest.pt is of another text, model or batch_size'
     model.load_state_dict(latest['model'])
-    for optimizer, state in zip(optimizers, latest['states']):
+    for optimizer, state in zip(optimizers, latest['states'], strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
     return latest['step'], latest['best_loss']
 
@@ -211,20 +210,20 @@ def train():
     optimizers = make_optimizers(model)
     begin, best_loss = restore(model, optimizers, config) if resume else (0, torch.inf)
     schedules = [LambdaLR(opt, lambda i: 1 - (begin + i) / max_iters) for opt in optimizers]
-    starts = islice(shuffle(train_data), begin * batch_size, None)  # without those used already
-    net = torch.compile(model, disable=not compile)  # for the steps; the parameters are shared
+    starts = islice(window_starts(train_data), begin * batch_size, None)  # skips those used before
+    net = torch.compile(model, disable=not compile)  # shares its parameters with model
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {device}; characters: '
           f'{len(train_data):,} train, {len(val_data):,} val, {len(meta["chars"])} different')
     t0 = time.time()
     for step in range(begin + 1, max_iters + 1):
         model.train()
-        torch.manual_seed(seed + step)  # the same dropout after a resume
+        torch.manual_seed(seed + step)  # for dropout; a resumed run repeats it
         x, y = get_batch(train_data, islice(starts, batch_size))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             _, loss = net(x, y)
         loss.backward()
         for part in optimizers + schedules:
-            part.step()
+            part.step()  # first the weights change, then the rates
         model.zero_grad()
         if step % 50 == 0:
             assert loss < torch.inf, f'{loss=} at {step=}: lower learning_rate?'
@@ -232,20 +231,20 @@ def train():
                   f'about {(time.time() - t0) / (step - begin) * (max_iters - step):.0f} s left')
         if step % eval_interval == 0 or step == max_iters:
             model.eval()  # no dropout until the next step
-            train_loss = estimate_loss(model, train_data[:len(val_data)])
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as much as val
             val_loss = estimate_loss(model, val_data)
             assert val_loss < torch.inf, f'{val_loss=} at {step=}: lower learning_rate?'
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
-            if val_loss < best_loss or not os.path.exists('ckpt.pt'):
+            if val_loss < best_loss or not os.path.exists('ckpt.pt'):  # or moved away
                 best_loss = val_loss
                 save('ckpt.pt', config=config, model=model.state_dict(),
                      probe=(x[:1], model(x[:1])[0].detach()))  # sample.py must get these logits
             save('latest.pt', config=config, model=model.state_dict(), step=step,
                  best_loss=best_loss, states=[opt.state_dict()['state'] for opt in optimizers])
-    idx = model.eval().generate(torch.tensor([[0]], device=device), 200)
+    idx = model.eval().generate(torch.tensor([[0]], device=device), 200)  # after chars[0]
     print(''.join(meta['chars'][i] for i in idx[0]))
     print(f'ckpt.pt holds the best weights, val loss {best_loss:.4f}; next: python sample.py')
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace', line_buffering=True)  # ? for what cannot be shown
+    sys.stdout.reconfigure(errors='replace', line_buffering=True)  # unknown in a terminal: ?
     train()

@@ -2,25 +2,26 @@
 
     python sample.py
 
-continues `start` with the weights that gpt.py left in ckpt.pt. The model of gpt.py is written here
-as functions of these weights, with a cache: keys and values of the past never change, so they are
-kept, and a character costs the work of one position, not of a window (S = block_size)."""
+continues `start` with the weights in ckpt.pt. The model is that of gpt.py, as functions of these
+weights, and with a cache: keys and values of past positions never change, so they are kept, and a
+new character costs the work of one position, not of a window (S = block_size positions)."""
+import os
 import sys
 import torch
 from torch.nn import functional as F
 
 # ---- settings ----
-start = ''  # what to continue, or open('name', encoding='utf-8').read(); '': the first of chars
+start = ''  # the text to continue, perhaps open('name', encoding='utf-8').read()
 num_samples = 1  # the first is printed while it is written, the others when all are done
 max_new_tokens = 500  # characters to write
-temperature = 0.8  # below 1 sharpens the odds, above 1 flattens them; 0 takes the likeliest
-top_k = 200  # choose among this many of the likeliest characters
-top_p = 1.0  # choose among the likeliest that together reach this probability
+temperature = 0.8  # below 1 prefers likely characters even more, above 1 less; 0: the likeliest
+top_k = 200  # choose among the k likeliest characters only
+top_p = 1.0  # choose among the fewest likeliest characters that together have this probability
 seed = 1337  # the same seed gives the same text on the same machine
-show = ''  # 'attention': first show in color where each character of start looks, head by head
+show = ''  # 'attention' shows in color how much each character of start attends to which
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
-# ---- model: as in gpt.py, but for the cache ----
+# ---- model ----
 def norm(x):
     return F.layer_norm(x, x.shape[-1:])
 
@@ -30,16 +31,16 @@ def rotate(x, angle):
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
 def attention(x, w, angle, cache, pos):
-    """Of x (B, T, C) from position pos on, whose keys and values join cache (2, B, H, S, D)."""
+    """For x (B, T, C) at positions pos to pos + T. cache (2, B, H, S, D): all keys, all values."""
     T = x.shape[1]
-    D = cache.shape[-1]
-    q, k, v = (x @ w['attn.qkv']).unflatten(2, (-1, D)).transpose(1, 2).chunk(3, 1)  # (B, H, T, D)
+    qkv = (x @ w['attn.qkv']).unflatten(2, (-1, cache.shape[-1])).transpose(1, 2)  # (B, 3H, T, D)
+    q, k, v = qkv.chunk(3, 1)  # (B, H, T, D) each
     q, k = rotate(norm(q), angle), rotate(norm(k), angle)
     cache[..., pos:pos + T, :] = torch.stack((k, v))
     keys, values = cache[..., :pos + T, :]  # (B, H, pos+T, D) each
-    w['attended'] = q, keys  # for print_attention
-    # (B, H, T, D); one new position may look at all that there are, so it needs no mask
-    y = F.scaled_dot_product_attention(q, keys, values, is_causal=T > 1)
+    w['last'] = q, keys  # for print_attention
+    # a new position needs no mask: it is the last, and all others are its past
+    y = F.scaled_dot_product_attention(q, keys, values, is_causal=pos == 0)  # (B, H, T, D)
     return y.transpose(1, 2).flatten(2) @ w['attn.c_proj']  # (B, T, C)
 
 def mlp(x, w):
@@ -50,12 +51,12 @@ def block(x, w, angle, cache, pos):
     return x + mlp(norm(x), w)
 
 def gpt(idx, model, cache, pos=0):
-    """Logits (B, T, V) of what follows each of idx (B, T), which stand from position pos on. The
-    first call takes the whole start (prefill), each later one the newest character (decode)."""
-    here = slice(pos, pos + idx.shape[1])
-    x = model['wte'][idx] + model['wpe'][here]  # (B, T, C)
+    """The logits (B, T, V) after each of idx (B, T), which stand at positions pos to pos + T. The
+    first call takes all of start, pos = 0 (prefill); a later one, one new character (decode)."""
+    x = model['wte'][idx]  # (B, T, C)
+    angle = model['angle'][pos:pos + idx.shape[1]]  # (T, D/2)
     for w, block_cache in zip(model['blocks'], cache):
-        x = block(x, w, model['angle'][here], block_cache, pos)
+        x = block(x, w, angle, block_cache, pos)
     return norm(x) @ model['wte'].mT
 
 def new_cache(model, B):
@@ -63,21 +64,19 @@ def new_cache(model, B):
     return torch.zeros(model['n_layer'], 2, B, H, S, C // H, device=device)
 
 def load_model():
-    """Settings, chars and weights by name, each block's in a dict of its own, if gpt() is right."""
-    try:
-        ckpt = torch.load('ckpt.pt', device)  # tensors, numbers and strings: runs no code
-    except FileNotFoundError:
+    """Settings, chars and weights by name, those of each block in a dict of their own."""
+    if not os.path.exists('ckpt.pt'):
         sys.exit('no ckpt.pt yet: run python gpt.py')
+    ckpt = torch.load('ckpt.pt', device)  # loads tensors, numbers and strings only, no code
     model = ckpt['config'] | ckpt['model'] | {'blocks': []}
     parts = ('attn.query', 'attn.key', 'attn.value', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj')
     for i in range(model['n_layer']):
         try:  # (in, out) each, for x @ w
-            w = {part: model[f'blocks.{i}.{part}.weight'].t() for part in parts}
-        except KeyError as name:
-            sys.exit(f'ckpt.pt has no {name}: change sample.py as gpt.py was changed')
+            w = {part: model[f'blocks.{i}.{part}.weight'].t().contiguous() for part in parts}
+        except KeyError as e:
+            sys.exit(f'ckpt.pt has no {e}: change sample.py as gpt.py was changed')
         # GPT-2's fused projection: three products in one, (C, 3C)
         w['attn.qkv'] = torch.cat((w['attn.query'], w['attn.key'], w['attn.value']), 1)
-        w['mlp.c_fc'] = w['mlp.c_fc'].contiguous()  # in memory in this order, too: faster
         model['blocks'].append(w)
     D = model['n_embd'] // model['n_head']
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2)
@@ -89,31 +88,32 @@ def load_model():
 
 # ---- sampling ----
 def choose(logits):
-    """One token for each row of logits (B, V): (B, 1)."""
+    """Sample one token (B, 1) for each row of logits (B, V)."""
     logits, order = logits.topk(min(top_k, logits.shape[1]))  # (B, top_k) each, likeliest first
     probs = (logits / max(temperature, 1e-9)).softmax(-1)
     if top_p < 1:
-        probs[probs.cumsum(-1) - probs >= top_p] = 0  # the likelier ones already reach top_p
+        probs[probs.cumsum(-1) - probs >= top_p] = 0  # those before it already reach top_p
     return order.gather(1, torch.multinomial(probs, 1))
 
 def generate(idx, model):
-    """Yield the tokens (B, 1) that continue idx (B, T). A full window cannot slide, as wpe counts
-    from its start: its last half then becomes the first half of a new one."""
+    """Yield the tokens (B, 1) that continue idx (B, T), one after the other. When the window is
+    full, its last half becomes the first half of a new one, computed anew."""
     cache = new_cache(model, len(idx))
+    S = model['block_size']
     pos = 0
     for _ in range(max_new_tokens):
-        if idx.shape[1] > model['block_size']:
-            idx, pos = idx[:, -model['block_size'] // 2:], 0
+        if idx.shape[1] > S:
+            idx, pos = idx[:, -(S // 2):], 0
         idx_next = choose(gpt(idx[:, pos:], model, cache, pos)[:, -1])  # (B, 1)
         yield idx_next
         pos = idx.shape[1]
         idx = torch.cat((idx, idx_next), 1)  # (B, T+1)
 
 def print_attention(idx, model, text):
-    """A triangle a head: line t has the first t characters, redder where the last attends more."""
+    """For each head a triangle: line t shows in red where the t-th character of text looks."""
     gpt(idx, model, new_cache(model, 1))
     for i, w in enumerate(model['blocks']):
-        q, keys = w['attended']
+        q, keys = w['last']
         scores = q @ keys.mT / q.shape[-1] ** 0.5  # (1, H, T, T)
         for j, head in enumerate(scores[0]):
             print(f'block {i + 1}, head {j + 1}')
@@ -126,15 +126,15 @@ def print_attention(idx, model, text):
 # ---- main ----
 @torch.inference_mode()
 def main():
-    torch.backends.mkldnn.enabled = False  # oneDNN would plan anew for each length of the cache
+    torch.backends.mkldnn.enabled = False  # oneDNN is slow when each call has another shape
     model = load_model()
     chars, S = model['chars'], model['block_size']
     if not set(start) <= set(chars):
-        sys.exit(f'start has {set(start) - set(chars)}, which the training text has not')
-    text = start or chars[0]
+        sys.exit(f'start has {set(start) - set(chars)}, which the training text does not have')
+    text = start or chars[0]  # in Shakespeare a line end
     idx = torch.tensor([[chars.index(char) for char in text]], device=device)  # (1, T)
     if show == 'attention':
-        print_attention(idx[:, -S:], model, text[-S:])
+        print_attention(idx[:, -S:], model, text[-S:].replace('\n', ' '))
     torch.manual_seed(seed)
     print(text, end='')
     written = []
@@ -146,5 +146,5 @@ def main():
         print(f'{"-" * 40}\n{text}' + ''.join(chars[i] for i in sample))
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace')  # ? for a character that cannot be shown here
+    sys.stdout.reconfigure(errors='replace')  # what the terminal cannot show becomes ?
     main()
