@@ -103,7 +103,7 @@ def generate(idx, model):
     pos = 0
     for _ in range(max_new_tokens):
         if idx.shape[1] > S:
-            idx, pos = idx[:, -(S // 2):], 0
+            idx, pos = idx[:, -S // 2:], 0
         idx_next = choose(gpt(idx[:, pos:], model, cache, pos)[:, -1])  # (B, 1)
         yield idx_next
         pos = idx.shape[1]
