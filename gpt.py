@@ -3,8 +3,8 @@
     python gpt.py
 
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
-Shakespeare: val loss 1.46 in about four minutes on 2 CPU cores (AMD Zen 4, with bfloat16).
-Shapes: B, T, C and H are among the settings, D = C / H, V is the number of different characters."""
+Shakespeare: val loss 1.46 in about four minutes on 2 CPU cores (AMD Zen 4, with bfloat16). Shapes
+use the letters of the settings; D = C / H, V different characters. test_gpt.py shows the ideas."""
 import json
 import os
 import sys
@@ -22,17 +22,17 @@ gpu = device != 'cpu'
 batch_size = 64 if gpu else 16  # B: windows in a step
 block_size = 256 if gpu else 128  # T: characters in a window, as far back as the model looks
 max_iters = 1000 if gpu else 2200  # steps of training
-eval_interval = 500  # steps between evaluations; each saves, so Ctrl-C loses the steps since
+eval_interval = 500  # steps between evaluations; each saves, Ctrl-C loses the steps after it
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block, of D = C / H channels each
-n_embd = 384 if gpu else 128  # C: channels, the numbers by which a position is known to the model
+n_embd = 384 if gpu else 128  # C: channels, the length of each position's vector
 dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above train loss
 learning_rate = 1e-2  # of both optimizers at the first step; it falls linearly to 0
 weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
-resume = False  # True goes on from latest.pt, False starts anew and replaces it and ckpt.pt
+resume = False  # True: go on from latest.pt. False: start anew, latest.pt and ckpt.pt are replaced
 compile = False  # torch.compile: a slower start, then faster steps
-cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)  # has it bfloat16?
+cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)  # in hardware?
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
 
 # ---- data ----
@@ -44,14 +44,14 @@ def load_data():
     train, val = [np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')]
     if block_size >= len(val):
         sys.exit(f'the text is too short for {block_size=}: at most {len(val) - 1} fits')
-    return meta, train, val[:262144]  # of a long val these suffice
+    return meta, train, val[:262144]  # enough to estimate a loss
 
 def window_starts(data):
     """Yield, without end, where the windows for training start. In each epoch the data are cut into
     adjacent pieces, from a random offset on, and the pieces are taken in random order."""
     rng = np.random.default_rng(seed)
     size = block_size + 1  # of a piece: a window and the target of its last character
-    n = len(data) // size - 1  # pieces; they fit whatever the offset is
+    n = len(data) // size - 1  # pieces: one fewer than fit, to leave room for the offset
     while True:
         offset = rng.integers(size)
         yield from offset + size * rng.permutation(n)
@@ -67,8 +67,8 @@ def norm(x):
     return F.layer_norm(x, x.shape[-1:])
 
 def rotate(x, angle):
-    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D), a point
-    in a plane, turn by angle (T, D/2). A product q @ k then knows how far apart the two stand."""
+    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D) are a
+    point in a plane, turned by angle (T, D/2). Query times key then depends on their distance."""
     cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
@@ -84,21 +84,21 @@ class CausalSelfAttention(nn.Module):
         self.value = nn.Linear(n_embd, n_embd, bias=False)  # what it passes on when found
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes what the heads have found
         D = n_embd // n_head
-        speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per character, 1 to 1/10000
+        speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per character, from 1 down
         self.angle = torch.outer(torch.arange(block_size), speed).to(device)  # (T, D/2)
     def forward(self, x):
         B, T, _ = x.shape
         q = self.query(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
         k = self.key(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
         v = self.value(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        # QK-norm, arxiv.org/abs/2302.05442: q and k get length sqrt(D), so no score exceeds sqrt(D)
+        # QK-norm, arxiv.org/abs/2302.05442: their length is sqrt(D), so no score exceeds sqrt(D)
         q = rotate(norm(q), self.angle[:T])
         k = rotate(norm(k), self.angle[:T])
-        if gpu:  # FlashAttention: the same as below in one call (on a CPU this is slower)
+        if gpu:  # FlashAttention: the other branch in one call; faster on a GPU, slower on a CPU
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T)
-            # one product, and half of it thrown away, is faster than T products of what is needed
+            # hide from each position what it must predict; T products without that would be slower
             future = torch.ones(T, T).triu(1).bool()  # True above the diagonal
             y = scores.masked_fill(future, -torch.inf).softmax(-1) @ v  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # heads side by side: (B, T, C)
@@ -132,7 +132,7 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
         x = self.wte[idx]  # (B, T, C)
-        logits = norm(self.blocks(x)) @ self.wte.mT  # (B, T, V); tied weights: the table again
+        logits = norm(self.blocks(x)) @ self.wte.mT  # (B, T, V); tied weights: wte again
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
     @torch.no_grad()
@@ -146,8 +146,8 @@ class GPT(nn.Module):
 
 # ---- optimizers ----
 def orthogonalize(G):
-    """Make G's singular values about equal, so that no direction dominates a step: a pass turns s
-    into 2.5 s - 1.5 s^3. Five passes do not converge, but take all but tiny ones to 0.2 .. 1.25."""
+    """Make G's singular values about equal, so that no direction dominates a step. A pass turns
+    each, s, into 2.5 s - 1.5 s^3. Five take all but tiny ones to 0.2 .. 1.25, where they stay."""
     if len(G) > G.shape[1]:
         return orthogonalize(G.mT).mT  # now wide, X @ X.mT is the smaller product
     X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)  # singular values: at most 1
@@ -156,16 +156,16 @@ def orthogonalize(G):
     return X * G.shape[1] ** 0.5  # its entries get RMS 1 or so, whatever the shape
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. (torch.optim.Muon computes in
-    bfloat16 only, which takes 30 times as long on a CPU that does not have it.)"""
+    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. Times 0.3, its steps are about
+    as large as Adam's. (torch.optim.Muon is always in bfloat16, 30 times slower on many CPUs.)"""
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             for p in group['params']:
                 if p.grad is not None:
                     momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
-                    momentum.lerp_(p.grad, 0.1)  # a running mean: 0.9 of it, 0.1 of the gradient
-                    update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov: again
+                    momentum.lerp_(p.grad, 0.1)  # 0.9 momentum + 0.1 gradient, a running mean
+                    update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov: twice
                     p.sub_(group['lr'] * (0.3 * update + group['weight_decay'] * p))
 
 def make_optimizers(model):
@@ -178,7 +178,7 @@ def make_optimizers(model):
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """The mean loss over all windows of data (adjacent ones), for a model in eval mode."""
+    """The mean loss over data, cut into adjacent windows. The model is in eval mode."""
     x, y = get_batch(data, range(0, len(data) - block_size, block_size))  # (N, T) each
     total = 0
     for inputs, targets in zip(x.split(batch_size), y.split(batch_size)):
@@ -217,13 +217,13 @@ def train():
     t0 = time.time()
     for step in range(begin + 1, max_iters + 1):
         model.train()
-        torch.manual_seed(seed + step)  # for dropout; a resumed run repeats it
+        torch.manual_seed(seed + step)  # the same dropout in a resumed run
         x, y = get_batch(train_data, islice(starts, batch_size))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             _, loss = net(x, y)
         loss.backward()
         for part in optimizers + schedules:
-            part.step()  # first the weights change, then the rates
+            part.step()  # the weights change, then the rates
         model.zero_grad()
         if step % 50 == 0:
             assert loss < torch.inf, f'{loss=} at {step=}: lower learning_rate?'
@@ -231,14 +231,14 @@ def train():
                   f'about {(time.time() - t0) / (step - begin) * (max_iters - step):.0f} s left')
         if step % eval_interval == 0 or step == max_iters:
             model.eval()  # no dropout until the next step
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as much as val
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # its start
             val_loss = estimate_loss(model, val_data)
             assert val_loss < torch.inf, f'{val_loss=} at {step=}: lower learning_rate?'
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
-            if val_loss < best_loss or not os.path.exists('ckpt.pt'):  # or moved away
+            if val_loss < best_loss or not os.path.exists('ckpt.pt'):  # if moved away
                 best_loss = val_loss
                 save('ckpt.pt', config=config, model=model.state_dict(),
-                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py must get these logits
+                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py must get the same
             save('latest.pt', config=config, model=model.state_dict(), step=step,
                  best_loss=best_loss, states=[opt.state_dict()['state'] for opt in optimizers])
     idx = model.eval().generate(torch.tensor([[0]], device=device), 200)  # after chars[0]

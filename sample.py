@@ -137,13 +137,13 @@ def main():
         print_attention(idx[:, -S:], model, text[-S:].replace('\n', ' '))
     torch.manual_seed(seed)
     print(text, end='')
-    written = []
-    for idx_next in generate(idx.expand(num_samples, -1), model):
+    written = [idx.expand(num_samples, -1)]  # (B, T)
+    for idx_next in generate(written[0], model):
         written.append(idx_next)
         print(chars[idx_next[0]], end='', flush=True)
     print()
     for sample in torch.cat(written, 1)[1:]:
-        print(f'{"-" * 40}\n{text}' + ''.join(chars[i] for i in sample))
+        print(f'{"-" * 40}\n' + ''.join(chars[i] for i in sample))
 
 if __name__ == '__main__':
     sys.stdout.reconfigure(errors='replace')  # what the terminal cannot show becomes ?
