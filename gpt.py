@@ -52,7 +52,7 @@ def window_starts(data):
     rng = np.random.default_rng(seed)
     size = block_size + 1  # of a piece: a window and the target of its last character
     n = len(data) // size - 1  # pieces: one fewer than fit, to leave room for the offset
-    while True:
+    while n > 0:
         offset = rng.integers(size)
         yield from offset + size * rng.permutation(n)
 
@@ -131,7 +131,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
-        x = self.wte[idx]  # (B, T, C)
+        x = F.embedding(idx, self.wte)  # wte[idx]: (B, T, C), with a gradient that is reproducible
         logits = norm(self.blocks(x)) @ self.wte.mT  # (B, T, V); tied weights: wte again
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
@@ -212,8 +212,8 @@ def train():
     schedules = [LambdaLR(opt, lambda i: 1 - (begin + i) / max_iters) for opt in optimizers]
     starts = islice(window_starts(train_data), begin * batch_size, None)  # skips those used before
     net = torch.compile(model, disable=not compile)  # shares its parameters with model
-    print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {device}; characters: '
-          f'{len(train_data):,} train, {len(val_data):,} val, {len(meta["chars"])} different')
+    print(f'step {begin} on {device}, {sum(p.numel() for p in model.parameters()):,} parameters; '
+          f'{len(train_data):,} train, {len(val_data):,} val, {len(meta["chars"])} different characters')
     t0 = time.time()
     for step in range(begin + 1, max_iters + 1):
         model.train()

@@ -36,7 +36,7 @@ def pieces():
         try:
             yield from iter(lambda: file.read(1_000_000), '')  # until there is nothing left
         except UnicodeDecodeError as e:
-            sys.exit(f'input.txt is not in UTF-8: {e.reason}')
+            sys.exit(f'input.txt is not in UTF-8: {e.reason} after {e.object[:e.start][-30:]}')
 
 def prepare():
     """Write train.bin, val.bin and meta.json under other names, then rename them."""
