@@ -213,7 +213,7 @@ def train():
     starts = islice(window_starts(train_data), begin * batch_size, None)  # skips those used before
     net = torch.compile(model, disable=not compile)  # shares its parameters with model
     print(f'step {begin} on {device}, {sum(p.numel() for p in model.parameters()):,} parameters; '
-          f'{len(train_data):,} train, {len(val_data):,} val, {len(meta["chars"])} different characters')
+          f'{len(train_data):,} train, {len(val_data):,} val, {len(meta["chars"])} different chars')
     t0 = time.time()
     for step in range(begin + 1, max_iters + 1):
         model.train()
