@@ -21,7 +21,7 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
 batch_size = 64 if gpu else 16  # B: windows in a step
 block_size = 256 if gpu else 128  # T: characters in a window, as far back as the model looks
-max_iters = 1000 if gpu else 2200  # steps of training
+max_iters = 1000 if gpu else 2500  # steps of training
 eval_interval = 500  # steps between evaluations; each saves, Ctrl-C loses the steps after it
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block, of D = C / H channels each
