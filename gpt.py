@@ -3,7 +3,7 @@
     python gpt.py
 
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
-Shakespeare: val loss 1.46 in about four minutes on 2 CPU cores (AMD Zen 4, with bfloat16). Shapes
+Shakespeare: val loss 1.46 in about five minutes on 2 CPU cores (AMD Zen 4, with bfloat16). Shapes
 use the letters of the settings; D = C / H, V different characters. test_gpt.py shows the ideas."""
 import json
 import os
@@ -26,7 +26,7 @@ eval_interval = 500  # steps between evaluations; each saves, Ctrl-C loses the s
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block, of D = C / H channels each
 n_embd = 384 if gpu else 128  # C: channels, the length of each position's vector
-dropout = 0.2 if gpu else 0.0  # raise it when val loss is far above train loss
+dropout = 0.2 if gpu else 0.0  # share of outputs set to 0 at random; raise it to overfit less
 learning_rate = 1e-2  # of both optimizers at the first step; it falls linearly to 0
 weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
@@ -74,7 +74,7 @@ def rotate(x, angle):
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
 class CausalSelfAttention(nn.Module):
-    """Communication: each position looks at itself and those before, with several heads."""
+    """Communication: each position looks at itself and those before, each head in its way."""
     def __init__(self):
         super().__init__()
         assert n_embd and n_embd % (2 * n_head) == 0, f'{n_embd=} is no multiple of 2 * {n_head=}'
@@ -94,11 +94,11 @@ class CausalSelfAttention(nn.Module):
         # QK-norm, arxiv.org/abs/2302.05442: their length is sqrt(D), so no score exceeds sqrt(D)
         q = rotate(norm(q), self.angle[:T])
         k = rotate(norm(k), self.angle[:T])
-        if gpu:  # FlashAttention: the other branch in one call; faster on a GPU, slower on a CPU
+        if gpu:  # FlashAttention: the same without storing all scores; slower on a CPU
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T)
-            # hide from each position what it must predict; T products without that would be slower
+            # hide what it must predict: half the scores are wasted, but T small products are slower
             future = torch.ones(T, T).triu(1).bool()  # True above the diagonal
             y = scores.masked_fill(future, -torch.inf).softmax(-1) @ v  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # heads side by side: (B, T, C)
@@ -120,7 +120,7 @@ class Block(nn.Module):
         self.mlp = MLP()
         self.dropout = nn.Dropout(dropout)
     def forward(self, x):
-        x = x + self.dropout(self.attn(norm(x)))  # residual: x + ...; pre-norm: norm first
+        x = x + self.dropout(self.attn(norm(x)))  # residual: x + ...; pre-norm: x stays as it is
         return x + self.dropout(self.mlp(norm(x)))
 
 class GPT(nn.Module):
@@ -140,7 +140,7 @@ class GPT(nn.Module):
         """Append max_new_tokens sampled tokens to each row of idx (B, T)."""
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -block_size:])  # the model can look back no further
-            idx_next = torch.multinomial(logits[:, -1].softmax(-1), 1)  # (B, 1)
+            idx_next = torch.multinomial(logits[:, -1].softmax(-1), 1)  # (B, 1): after the last
             idx = torch.cat((idx, idx_next), 1)  # (B, T+1)
         return idx
 
