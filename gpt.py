@@ -3,8 +3,8 @@
     python gpt.py
 
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
-Shakespeare: val loss 1.46 in about five minutes on 2 CPU cores (AMD Zen 4, with bfloat16). Shapes
-use the letters of the settings; D = C / H, V different characters. test_gpt.py shows the ideas."""
+Shakespeare: val loss 1.46 in about five minutes on 2 CPU cores (AMD Zen 4, with bfloat16). In the
+shapes, V is the number of different characters, D = C / H. test_gpt.py shows the ideas."""
 import json
 import os
 import sys
@@ -22,13 +22,13 @@ gpu = device != 'cpu'
 batch_size = 64 if gpu else 16  # B: windows in a step
 block_size = 256 if gpu else 128  # T: characters in a window, as far back as the model looks
 max_iters = 1000 if gpu else 2500  # steps of training
-eval_interval = 500  # steps between evaluations; each saves, Ctrl-C loses the steps after it
+eval_interval = 500  # steps between evaluations; each saves, and Ctrl-C loses what came after
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block, of D = C / H channels each
 n_embd = 384 if gpu else 128  # C: channels, the length of each position's vector
 dropout = 0.2 if gpu else 0.0  # share of outputs set to 0 at random; raise it to overfit less
 learning_rate = 1e-2  # of both optimizers at the first step; it falls linearly to 0
-weight_decay = 0.3  # each step multiplies the blocks' matrices by 1 - rate * weight_decay
+weight_decay = 0.3  # a step multiplies the blocks' matrices by 1 - learning rate * this
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
 resume = False  # True: go on from latest.pt. False: start anew, latest.pt and ckpt.pt are replaced
 compile = False  # torch.compile: a slower start, then faster steps
@@ -52,7 +52,7 @@ def window_starts(data):
     rng = np.random.default_rng(seed)
     size = block_size + 1  # of a piece: a window and the target of its last character
     n = len(data) // size - 1  # pieces: one fewer than fit, to leave room for the offset
-    while n > 0:
+    while True:
         offset = rng.integers(size)
         yield from offset + size * rng.permutation(n)
 
@@ -68,37 +68,37 @@ def norm(x):
 
 def rotate(x, angle):
     """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D) are a
-    point in a plane, turned by angle (T, D/2). Query times key then depends on their distance."""
+    point in a plane, turned by angle (T, D/2). A score then depends on distance, not on place."""
     cos, sin = angle.cos(), angle.sin()
     x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
     return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
 
 class CausalSelfAttention(nn.Module):
-    """Communication: each position looks at itself and those before, each head in its way."""
+    """Communication: each position looks at itself and those before, each head for other things."""
     def __init__(self):
         super().__init__()
         assert n_embd and n_embd % (2 * n_head) == 0, f'{n_embd=} is no multiple of 2 * {n_head=}'
-        # three Linears where GPT-2 has one, because Muon (below) treats each matrix by itself
+        # three Linears where GPT-2 has a fused one, as Muon (below) treats each matrix by itself
         self.query = nn.Linear(n_embd, n_embd, bias=False)  # what a position looks for
         self.key = nn.Linear(n_embd, n_embd, bias=False)  # what it can be found by
         self.value = nn.Linear(n_embd, n_embd, bias=False)  # what it passes on when found
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes what the heads have found
         D = n_embd // n_head
-        speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per character, from 1 down
+        speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2), radians: fast for near, slow for far
         self.angle = torch.outer(torch.arange(block_size), speed).to(device)  # (T, D/2)
     def forward(self, x):
         B, T, _ = x.shape
         q = self.query(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
         k = self.key(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
         v = self.value(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        # QK-norm, arxiv.org/abs/2302.05442: their length is sqrt(D), so no score exceeds sqrt(D)
+        # QK-norm, arxiv.org/abs/2302.05442: q and k get length sqrt(D); no score exceeds sqrt(D)
         q = rotate(norm(q), self.angle[:T])
         k = rotate(norm(k), self.angle[:T])
-        if gpu:  # FlashAttention: the same without storing all scores; slower on a CPU
+        if gpu:  # FlashAttention: as below, without storing all scores; slower on a CPU
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T)
-            # hide what it must predict: half the scores are wasted, but T small products are slower
+            scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T): cost quadratic in T
+            # hide what it must predict: half the work is wasted, but a loop over t would be slower
             future = torch.ones(T, T).triu(1).bool()  # True above the diagonal
             y = scores.masked_fill(future, -torch.inf).softmax(-1) @ v  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # heads side by side: (B, T, C)
@@ -120,34 +120,34 @@ class Block(nn.Module):
         self.mlp = MLP()
         self.dropout = nn.Dropout(dropout)
     def forward(self, x):
-        x = x + self.dropout(self.attn(norm(x)))  # residual: x + ...; pre-norm: x stays as it is
+        x = x + self.dropout(self.attn(norm(x)))  # residual: x + ...; pre-norm: x passes unchanged
         return x + self.dropout(self.mlp(norm(x)))
 
 class GPT(nn.Module):
     """From characters to the logits of the character that follows each of them."""
     def __init__(self, vocab_size):
         super().__init__()
-        self.wte = nn.Parameter(0.02 * torch.randn(vocab_size, n_embd))  # small: even first guess
+        self.wte = nn.Parameter(0.02 * torch.randn(vocab_size, n_embd))  # small: a fair first guess
         self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
     def forward(self, idx, targets=None):
         """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
-        x = F.embedding(idx, self.wte)  # wte[idx]: (B, T, C), with a gradient that is reproducible
+        x = F.embedding(idx, self.wte)  # (B, T, C), as wte[idx], whose gradient is not reproducible
         logits = norm(self.blocks(x)) @ self.wte.mT  # (B, T, V); tied weights: wte again
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
-        """Append max_new_tokens sampled tokens to each row of idx (B, T)."""
+        """Append max_new_tokens tokens to each row of idx (B, T). It needs the last logits only."""
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -block_size:])  # the model can look back no further
-            idx_next = torch.multinomial(logits[:, -1].softmax(-1), 1)  # (B, 1): after the last
+            idx_next = torch.multinomial(logits[:, -1].softmax(-1), 1)  # (B, 1)
             idx = torch.cat((idx, idx_next), 1)  # (B, T+1)
         return idx
 
 # ---- optimizers ----
 def orthogonalize(G):
     """Make G's singular values about equal, so that no direction dominates a step. A pass turns
-    each, s, into 2.5 s - 1.5 s^3. Five take all but tiny ones to 0.2 .. 1.25, where they stay."""
+    each singular value s into 2.5 s - 1.5 s^3. After five, all but tiny ones are in 0.2 .. 1.25."""
     if len(G) > G.shape[1]:
         return orthogonalize(G.mT).mT  # now wide, X @ X.mT is the smaller product
     X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)  # singular values: at most 1
@@ -156,8 +156,8 @@ def orthogonalize(G):
     return X * G.shape[1] ** 0.5  # its entries get RMS 1 or so, whatever the shape
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. Times 0.3, its steps are about
-    as large as Adam's. (torch.optim.Muon is always in bfloat16, 30 times slower on many CPUs.)"""
+    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. The factor 0.3 makes steps as
+    large as Adam's. (torch.optim.Muon is always in bfloat16, 30 times slower on many CPUs.)"""
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
@@ -165,7 +165,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
                     momentum.lerp_(p.grad, 0.1)  # 0.9 momentum + 0.1 gradient, a running mean
-                    update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov: twice
+                    update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov: again
                     p.sub_(group['lr'] * (0.3 * update + group['weight_decay'] * p))
 
 def make_optimizers(model):
@@ -231,14 +231,14 @@ def train():
                   f'about {(time.time() - t0) / (step - begin) * (max_iters - step):.0f} s left')
         if step % eval_interval == 0 or step == max_iters:
             model.eval()  # no dropout until the next step
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # its start
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as long
             val_loss = estimate_loss(model, val_data)
             assert val_loss < torch.inf, f'{val_loss=} at {step=}: lower learning_rate?'
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
-            if val_loss < best_loss or not os.path.exists('ckpt.pt'):  # if moved away
+            if val_loss < best_loss or not os.path.exists('ckpt.pt'):  # or is moved away
                 best_loss = val_loss
                 save('ckpt.pt', config=config, model=model.state_dict(),
-                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py must get the same
+                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py compares
             save('latest.pt', config=config, model=model.state_dict(), step=step,
                  best_loss=best_loss, states=[opt.state_dict()['state'] for opt in optimizers])
     idx = model.eval().generate(torch.tensor([[0]], device=device), 200)  # after chars[0]
@@ -246,5 +246,5 @@ def train():
     print(f'ckpt.pt holds the best weights, val loss {best_loss:.4f}; next: python sample.py')
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace', line_buffering=True)  # unknown in a terminal: ?
+    sys.stdout.reconfigure(errors='replace', line_buffering=True)  # what a terminal lacks: ?
     train()

@@ -3,8 +3,8 @@
     python prepare.py
 
 downloads Tiny Shakespeare, if there is no input.txt. (Any text in UTF-8 will do, of any size.) A
-token is the number of a character, two bytes: train.bin and val.bin have those of the two splits,
-meta.json has the characters."""
+token is the number of a character, two bytes: train.bin and val.bin hold the tokens of the two
+splits, meta.json holds the characters."""
 import hashlib
 import json
 import sys
@@ -51,7 +51,7 @@ def prepare():
             tokens = np.fromiter(map(stoi.get, piece), np.uint16)
             train.write(tokens[:todo])
             val.write(tokens[todo:])
-            todo = max(0, todo - len(piece))  # of those that train
+            todo = max(0, todo - len(piece))  # left to train
     digest = hashlib.file_digest(open('input.txt', 'rb'), 'sha256').hexdigest()  # tells texts apart
     Path('meta.json.tmp').write_text(json.dumps({'chars': chars, 'sha256': digest}))
     for name in ('train.bin', 'val.bin', 'meta.json'):

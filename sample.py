@@ -16,7 +16,7 @@ num_samples = 1  # the first is printed while it is written, the others when all
 max_new_tokens = 500  # characters to write
 temperature = 0.8  # below 1 prefers likely characters even more, above 1 less; 0: the likeliest
 top_k = 200  # choose among the k likeliest characters only
-top_p = 1.0  # choose among the fewest likeliest characters that together have this probability
+top_p = 1.0  # choose among the smallest set of likeliest characters with this probability
 seed = 1337  # the same seed gives the same text on the same machine
 show = ''  # 'attention' shows in color how much each character of start attends to which
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -75,7 +75,7 @@ def load_model():
             w = {part: model[f'blocks.{i}.{part}.weight'].t().contiguous() for part in parts}
         except KeyError as e:
             sys.exit(f'ckpt.pt has no {e}: change sample.py as gpt.py was changed')
-        # GPT-2's fused projection: three products in one, (C, 3C)
+        # GPT-2's fused projection: one product, (C, 3C), is faster than three
         w['attn.qkv'] = torch.cat((w['attn.query'], w['attn.key'], w['attn.value']), 1)
         model['blocks'].append(w)
     D = model['n_embd'] // model['n_head']
@@ -110,7 +110,7 @@ def generate(idx, model):
         idx = torch.cat((idx, idx_next), 1)  # (B, T+1)
 
 def print_attention(idx, model, text):
-    """For each head a triangle: line t shows in red where the t-th character of text looks."""
+    """For each head a triangle: line t is reddest where the t-th character of text looks most."""
     gpt(idx, model, new_cache(model, 1))
     for i, w in enumerate(model['blocks']):
         q, keys = w['last']
