@@ -226,14 +226,14 @@ def train():
             part.step()  # the weights change, then the rates
         model.zero_grad()
         if step % 50 == 0:
-            assert loss < torch.inf, f'{loss=} at {step=}: lower learning_rate?'
+            assert loss < torch.inf, f'{loss=} at {step=}'
             print(f'step {step} of {max_iters}: batch loss {loss:.4f}, {time.time() - t0:.0f} s, '
                   f'about {(time.time() - t0) / (step - begin) * (max_iters - step):.0f} s left')
         if step % eval_interval == 0 or step == max_iters:
             model.eval()  # no dropout until the next step
             train_loss = estimate_loss(model, train_data[:len(val_data)])  # as long
             val_loss = estimate_loss(model, val_data)
-            assert val_loss < torch.inf, f'{val_loss=} at {step=}: lower learning_rate?'
+            assert val_loss < torch.inf, f'{val_loss=} at {step=}'
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
             if val_loss < best_loss or not os.path.exists('ckpt.pt'):  # or is moved away
                 best_loss = val_loss
