@@ -81,10 +81,10 @@ def train():
         if step % eval_interval == 0 or step == max_iters:
             train_loss = estimate_loss(model, train_data)
             val_loss = estimate_loss(model, val_data)
-            print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}', flush=True)
+            print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
     idx = model.generate(torch.tensor([[0]], device=device), 300)  # from the first of chars on
     print(''.join(chars[i] for i in idx[0]))
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace')  # what the terminal cannot show becomes ?
+    getattr(sys.stdout, 'reconfigure', dict)(errors='replace')  # what a terminal lacks: ?
     train()

@@ -246,5 +246,5 @@ def train():
     print(f'ckpt.pt holds the best weights, val loss {best_loss:.4f}; next: python sample.py')
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace', line_buffering=True)  # what a terminal lacks: ?
+    getattr(sys.stdout, 'reconfigure', dict)(errors='replace', line_buffering=True)  # unknown: ?
     train()

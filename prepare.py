@@ -59,7 +59,7 @@ def prepare():
     print(f'{n:,} characters train, {length - n:,} val; {len(chars):,} different: {chars!r}')
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace')  # what the terminal cannot show becomes ?
+    getattr(sys.stdout, 'reconfigure', dict)(errors='replace')  # what a terminal lacks: ?
     if not Path('input.txt').exists():
         download()
     prepare()

@@ -82,7 +82,7 @@ def load_model():
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2)
     model['angle'] = torch.outer(torch.arange(model['block_size']), speed).to(device)  # (S, D/2)
     idx, logits = ckpt['probe']
-    if not torch.allclose(gpt(idx, model, new_cache(model, 1)), logits, 1e-3, 1e-3):
+    if not torch.allclose(gpt(idx, model, new_cache(model, 1)), logits, 1e-2, 1e-2):
         sys.exit('ckpt.pt is of another model: change sample.py as gpt.py was changed')
     return model
 
@@ -91,8 +91,8 @@ def choose(logits):
     """Sample one token (B, 1) for each row of logits (B, V)."""
     logits, order = logits.topk(min(top_k, logits.shape[1]))  # (B, top_k) each, likeliest first
     probs = (logits / max(temperature, 1e-9)).softmax(-1)
-    if top_p < 1:
-        probs[probs.cumsum(-1) - probs >= top_p] = 0  # those before it already reach top_p
+    before = probs.cumsum(-1) - probs  # the probability of those that are likelier
+    probs[before >= top_p] = 0
     return order.gather(1, torch.multinomial(probs, 1))
 
 def generate(idx, model):
@@ -146,5 +146,5 @@ def main():
         print(f'{"-" * 40}\n' + ''.join(chars[i] for i in sample))
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='replace')  # what the terminal cannot show becomes ?
+    getattr(sys.stdout, 'reconfigure', dict)(errors='replace')  # what a terminal lacks: ?
     main()
