@@ -33,10 +33,9 @@ def rotate(x, angle):
 def attention(x, w, angle, cache, pos):
     """For x (B, T, C) at positions pos to pos + T. cache (2, B, H, S, D): all keys, all values."""
     T = x.shape[1]
-    qkv = (x @ w['attn.qkv']).unflatten(2, (-1, cache.shape[-1])).transpose(1, 2)  # (B, 3H, T, D)
-    q, k, v = qkv.chunk(3, 1)  # (B, H, T, D) each
-    q, k = rotate(norm(q), angle), rotate(norm(k), angle)
-    cache[..., pos:pos + T, :] = torch.stack((k, v))
+    qkv = (x @ w['attn.qkv']).unflatten(2, (3, -1, cache.shape[-1])).permute(2, 0, 3, 1, 4)
+    q, k = rotate(norm(qkv[:2]), angle)  # of qkv (3, B, H, T, D): both at once, (B, H, T, D) each
+    cache[..., pos:pos + T, :] = torch.stack((k, qkv[2]))
     keys, values = cache[..., :pos + T, :]  # (B, H, pos+T, D) each
     w['last'] = q, keys  # for print_attention
     # a new position needs no mask: it is the last, and all others are its past
@@ -127,6 +126,7 @@ def print_attention(idx, model, text):
 @torch.inference_mode()
 def main():
     torch.backends.mkldnn.enabled = False  # oneDNN is slow when each call has another shape
+    torch.set_num_threads(1)  # one position is too little work for more, and they would wait
     model = load_model()
     chars, S = model['chars'], model['block_size']
     if not set(start) <= set(chars):
