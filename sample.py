@@ -18,7 +18,7 @@ temperature = 0.8  # below 1 prefers likely characters even more, above 1 less; 
 top_k = 200  # choose among the k likeliest characters only
 top_p = 1.0  # choose among the smallest set of likeliest characters with this probability
 seed = 1337  # the same seed gives the same text on the same machine
-show = ''  # 'attention' shows in color how much each character of start attends to which
+show = ''  # 'attention': a picture of where each character of start looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # ---- model ----
