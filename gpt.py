@@ -29,7 +29,7 @@ n_embd = 384 if gpu else 128  # C: channels, the length of each position's vecto
 dropout = 0.2 if gpu else 0.0  # share of outputs set to 0 at random; raise it to overfit less
 learning_rate = 1e-2  # of both optimizers at the first step; it falls linearly to 0
 weight_decay = 0.3  # a step multiplies the blocks' matrices by 1 - learning rate * this
-seed = 1337  # the same seed gives the same run, to the last bit on the same CPU
+seed = 1337  # the same seed gives the same run, to the last bit on the same CPU and threads
 resume = False  # True: go on from latest.pt. False: start anew, latest.pt and ckpt.pt are replaced
 compile = False  # torch.compile: a slower start, then faster steps
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)  # in hardware?
@@ -37,7 +37,7 @@ bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else c
 
 # ---- data ----
 def load_data():
-    """What prepare.py made: meta.json (chars, sha256 of the text), the tokens of train and val."""
+    """What prepare.py made: meta.json (chars, sha256 of input.txt), the tokens of train and val."""
     if not os.path.exists('meta.json'):
         sys.exit('no data yet: run python prepare.py')
     meta = json.load(open('meta.json'))

@@ -2,7 +2,7 @@
 
     python prepare.py
 
-downloads Tiny Shakespeare, if there is no input.txt. (Any text in UTF-8 will do, of any size.) A
+downloads Tiny Shakespeare, if there is no input.txt. (Any text in UTF-8 will do, however long.) A
 token is the number of a character, two bytes: train.bin and val.bin hold the tokens of the two
 splits, meta.json holds the characters."""
 import hashlib

@@ -50,8 +50,8 @@ def block(x, w, angle, cache, pos):
     return x + mlp(norm(x), w)
 
 def gpt(idx, model, cache, pos=0):
-    """The logits (B, T, V) after each of idx (B, T), which stand at positions pos to pos + T. The
-    first call takes all of start, pos = 0 (prefill); a later one, one new character (decode)."""
+    """The logits (B, T, V) after each of idx (B, T), which stand at positions pos to pos + T. A
+    call at pos = 0 takes all of idx (prefill); a later one, one new character (decode)."""
     x = model['wte'][idx]  # (B, T, C)
     angle = model['angle'][pos:pos + idx.shape[1]]  # (T, D/2)
     for w, block_cache in zip(model['blocks'], cache):

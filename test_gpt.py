@@ -1,5 +1,5 @@
 """First a walk through the ideas of a GPT, to be read beside gpt.py, then what the scripts promise.
-Each test is named after the fact it holds. `pytest` needs no network and leaves no trace."""
+Each test is named after the fact it holds. `pytest` needs no network and no data."""
 import json
 import os
 import re
@@ -653,7 +653,7 @@ def test_the_picture_of_attention_shows_the_weights_of_each_head(capsys):
 
 # ---- the scripts ----
 @pytest.mark.parametrize('script', ['bigram', 'gpt', 'prepare', 'sample'])
-def test_each_script_is_complete_on_its_own_and_does_nothing_when_imported(script, capsys):
+def test_each_script_is_complete_on_its_own_and_says_nothing_when_imported(script, capsys):
     source = (HERE / f'{script}.py').read_text(encoding='utf-8')
     assert not re.search(r'^ *(from|import) (bigram|gpt|prepare|sample)\b', source, flags=re.M)
     exec(source, {'__name__': script})
