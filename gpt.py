@@ -231,14 +231,14 @@ def train():
                   f'about {(time.time() - t0) / (step - begin) * (max_iters - step):.0f} s left')
         if step % eval_interval == 0 or step == max_iters:
             model.eval()  # no dropout until the next step
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as long
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as long as val
             val_loss = estimate_loss(model, val_data)
             assert val_loss < torch.inf, f'{val_loss=} at {step=}'
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
             if val_loss < best_loss or not os.path.exists('ckpt.pt'):  # or is moved away
                 best_loss = val_loss
                 save('ckpt.pt', config=config, model=model.state_dict(),
-                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py compares
+                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py compares its logits
             save('latest.pt', config=config, model=model.state_dict(), step=step,
                  best_loss=best_loss, states=[opt.state_dict()['state'] for opt in optimizers])
     idx = model.eval().generate(torch.tensor([[0]], device=device), 200)  # after chars[0]
