@@ -28,7 +28,7 @@ n_head = 6 if gpu else 2  # H: attention heads in a block, of D = C / H channels
 n_embd = 384 if gpu else 128  # C: channels, the length of each position's vector
 dropout = 0.2 if gpu else 0.0  # share of outputs set to 0 at random; raise it to overfit less
 learning_rate = 1e-2  # of both optimizers at the first step; it falls linearly to 0
-weight_decay = 0.3  # a step multiplies the blocks' matrices by 1 - learning rate * this
+weight_decay = 2.0 if gpu else 0.3  # a step shrinks the blocks' matrices by learning rate * this
 seed = 1337  # the same seed gives the same run, to the last bit on the same CPU and threads
 resume = False  # True: go on from latest.pt. False: start anew, latest.pt and ckpt.pt are replaced
 compile = False  # torch.compile: a slower start, then faster steps
