@@ -1,250 +1,345 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.13.0", "numpy"]
+# ///
 """A GPT: a character-level, decoder-only Transformer, built and trained in one file.
 
     python gpt.py
 
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
-Shakespeare: val loss 1.46 in about five minutes on 2 CPU cores (AMD Zen 4, with bfloat16). In the
-shapes, V is the number of different characters, D = C / H. test_gpt.py shows the ideas."""
+Shakespeare it reaches a validation loss of 1.46 in five minutes on two CPU cores.
+
+A shape such as (B, T, C) means B windows in a batch, T characters in a window, C channels. Each of
+the H heads has D = C / H channels. V is the number of different characters in the text."""
 import json
 import os
 import sys
-import time
-from itertools import islice
+from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 
 # ---- settings: a small model for a CPU, a larger one for a GPU ----
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
-batch_size = 64 if gpu else 16  # B: windows in a step
-block_size = 256 if gpu else 128  # T: characters in a window, as far back as the model looks
+out_dir = '.'  # the folder of ckpt.pt (the best weights) and latest.pt (to go on from)
+resume = False  # True: go on from latest.pt. False: start anew, and replace both files
+seed = 1337  # on one CPU, a seed gives the same run each time, bit for bit
+batch_size = 64 if gpu else 16  # B: windows in a batch
+block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
 max_iters = 1000 if gpu else 2500  # steps of training
-eval_interval = 500  # steps between evaluations; each saves, and Ctrl-C loses what came after
+eval_interval = 500  # steps between evaluations. Each one saves; Ctrl-C loses the steps after it
 n_layer = 6 if gpu else 4  # blocks, one after the other
-n_head = 6 if gpu else 2  # H: attention heads in a block, of D = C / H channels each
-n_embd = 384 if gpu else 128  # C: channels, the length of each position's vector
-dropout = 0.2 if gpu else 0.0  # share of outputs set to 0 at random; raise it to overfit less
-learning_rate = 1e-2  # of both optimizers at the first step; it falls linearly to 0
-weight_decay = 2.0 if gpu else 0.3  # a step shrinks the blocks' matrices by learning rate * this
-seed = 1337  # the same seed gives the same run, to the last bit on the same CPU and threads
-resume = False  # True: go on from latest.pt. False: start anew, latest.pt and ckpt.pt are replaced
-compile = False  # torch.compile: a slower start, then faster steps
-cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)  # in hardware?
+n_head = 6 if gpu else 2  # H: attention heads in a block
+n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
+dropout = 0.2 if gpu else 0.0  # the share of a branch's outputs set to 0; raise it to overfit less
+learning_rate = 1e-3  # of AdamW at the first step; all rates fall linearly, to 0 at max_iters
+weight_decay = 0.1  # a step of AdamW first shrinks all weights by learning rate * weight_decay
+flash = gpu  # True: one call computes attention, faster on a GPU, with the same result. Set it to
+# False before you edit the scores or the mask: that path works on every device.
+cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
+
+# Found since GPT-2; the code is at the end of this file. All three False: the GPT of the lectures.
+rotary = True  # rotate queries and keys by their position. False: add a learned vector to each
+even_windows = True  # spread the training windows evenly over the text. False: draw them at random
+muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
+muon_learning_rate = 1e-2  # of Muon and of the AdamW beside it
+muon_weight_decay = 2.0 if gpu else 0.3  # of Muon; the AdamW beside it has none
 
 # ---- data ----
 def load_data():
-    """What prepare.py made: meta.json (chars, sha256 of input.txt), the tokens of train and val."""
+    """Return what prepare.py made: chars and sha256 of the text, and the tokens of both splits."""
     if not os.path.exists('meta.json'):
-        sys.exit('no data yet: run python prepare.py')
+        sys.exit('There is no data yet: run python prepare.py first.')
     meta = json.load(open('meta.json'))
-    train, val = [np.memmap(f'{split}.bin', np.uint16, 'r') for split in ('train', 'val')]
-    if block_size >= len(val):
-        sys.exit(f'the text is too short for {block_size=}: at most {len(val) - 1} fits')
-    return meta, train, val[:262144]  # enough to estimate a loss
-
-def window_starts(data):
-    """Yield, without end, where the windows for training start. In each epoch the data are cut into
-    adjacent pieces, from a random offset on, and the pieces are taken in random order."""
-    rng = np.random.default_rng(seed)
-    size = block_size + 1  # of a piece: a window and the target of its last character
-    n = len(data) // size - 1  # pieces: one fewer than fit, to leave room for the offset
-    while True:
-        offset = rng.integers(size)
-        yield from offset + size * rng.permutation(n)
+    train_data = np.memmap('train.bin', np.uint16, 'r')
+    val_data = np.memmap('val.bin', np.uint16, 'r')[:262144]  # enough to estimate a loss
+    if block_size >= len(val_data):
+        sys.exit(f'The text is too short for {block_size=}: at most {len(val_data) - 1} fits.')
+    return meta, train_data, val_data
 
 def get_batch(data, starts):
-    """Inputs (B, T): the windows of data at starts (B,). Targets (B, T): the next characters."""
-    idx = torch.tensor(np.stack([data[i:i + block_size + 1] for i in starts])).long().to(device)
-    return idx[:, :-1], idx[:, 1:]  # idx (B, T+1) without its last and without its first
+    """Return the windows of data that begin at starts, and their targets: (B, T) each."""
+    windows = [data[i:i + block_size + 1] for i in starts]
+    idx = torch.tensor(np.stack(windows)).long().to(device)  # (B, T+1)
+    return idx[:, :-1], idx[:, 1:]  # the target of each character is the next one
 
-# ---- model ----
-def norm(x):
-    """LayerNorm without gain and bias: the last dimension gets mean 0 and variance 1."""
-    return F.layer_norm(x, x.shape[-1:])
+def decode(tokens, chars):
+    """Turn tokens into text: a token is the place of a character in chars."""
+    return ''.join(chars[token] for token in tokens)
 
-def rotate(x, angle):
-    """Rotary positions, arxiv.org/abs/2104.09864: channels i and i + D/2 of x (.., T, D) are a
-    point in a plane, turned by angle (T, D/2). A score then depends on distance, not on place."""
-    cos, sin = angle.cos(), angle.sin()
-    x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
-    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
-
+# ---- the model ----
 class CausalSelfAttention(nn.Module):
-    """Communication: each position looks at itself and those before, each head for other things."""
-    def __init__(self):
+    """Communication: each position gathers what it needs from itself and the positions before."""
+
+    def __init__(self, config):
         super().__init__()
-        assert n_embd and n_embd % (2 * n_head) == 0, f'{n_embd=} is no multiple of 2 * {n_head=}'
-        # three Linears where GPT-2 has a fused one, as Muon (below) treats each matrix by itself
-        self.query = nn.Linear(n_embd, n_embd, bias=False)  # what a position looks for
-        self.key = nn.Linear(n_embd, n_embd, bias=False)  # what it can be found by
-        self.value = nn.Linear(n_embd, n_embd, bias=False)  # what it passes on when found
-        self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes what the heads have found
-        D = n_embd // n_head
-        speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2), radians: fast for near, slow for far
-        self.angle = torch.outer(torch.arange(block_size), speed).to(device)  # (T, D/2)
+        self.config = config
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
+        self.dropout = nn.Dropout(config.dropout)
+
     def forward(self, x):
-        B, T, _ = x.shape
-        q = self.query(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        k = self.key(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        v = self.value(x).view(B, T, n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        # QK-norm, arxiv.org/abs/2302.05442: q and k get length sqrt(D); no score exceeds sqrt(D)
-        q = rotate(norm(q), self.angle[:T])
-        k = rotate(norm(k), self.angle[:T])
-        if gpu:  # FlashAttention: as below, without storing all scores; slower on a CPU
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        B, T, C = x.shape
+        H, D = self.config.n_head, C // self.config.n_head
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what a position looks for
+        k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
+        v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
+        if self.config.rotary:  # see rotate, at the end of this file
+            q, k = rotate(q), rotate(k)
+        if flash:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
-            scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, T, T): cost quadratic in T
-            # hide what it must predict: half the work is wasted, but a loop over t would be slower
-            future = torch.ones(T, T).triu(1).bool()  # True above the diagonal
-            y = scores.masked_fill(future, -torch.inf).softmax(-1) @ v  # (B, H, T, D)
-        return self.c_proj(y.transpose(1, 2).flatten(2))  # heads side by side: (B, T, C)
+            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): a score for each pair of positions
+            tril = torch.ones(T, T, device=x.device).tril()  # 0 for what is in the future
+            wei = wei.masked_fill(tril == 0, -torch.inf)
+            wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
+            y = wei @ v  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
+        return self.dropout(self.c_proj(y))
 
 class MLP(nn.Module):
-    """Computation: a feed-forward network that sees each position alone."""
-    def __init__(self):
+    """Computation: each position works by itself on what it has gathered."""
+
+    def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)
-        self.c_proj = nn.Linear(4 * n_embd, n_embd, bias=False)
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
     def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x)))  # (B, T, 4C) inside, (B, T, C) at the end
+        x = F.gelu(self.c_fc(x))  # (B, T, 4C)
+        return self.dropout(self.c_proj(x))  # (B, T, C)
 
 class Block(nn.Module):
-    """Communicate, then compute; each adds to what is there."""
-    def __init__(self):
+    """Communication, then computation. Each adds its result to x: a residual connection."""
+
+    def __init__(self, config):
         super().__init__()
-        self.attn = CausalSelfAttention()
-        self.mlp = MLP()
-        self.dropout = nn.Dropout(dropout)
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
     def forward(self, x):
-        x = x + self.dropout(self.attn(norm(x)))  # residual: x + ...; pre-norm: x passes unchanged
-        return x + self.dropout(self.mlp(norm(x)))
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 class GPT(nn.Module):
-    """From characters to the logits of the character that follows each of them."""
-    def __init__(self, vocab_size):
+    """From characters to the logits of the character that follows each of them.
+
+    config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. With rotary
+    False, this is GPT-2's model but for four things: the Linears have no biases, dropout stands
+    only at the end of attn and mlp, the Linears are initialised as PyTorch does, GELU is exact."""
+
+    def __init__(self, config):
         super().__init__()
-        self.wte = nn.Parameter(0.02 * torch.randn(vocab_size, n_embd))  # small: a fair first guess
-        self.blocks = nn.Sequential(*[Block() for _ in range(n_layer)])
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what each character is
+        nn.init.normal_(self.wte.weight, std=0.02)
+        if not config.rotary:
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+            nn.init.normal_(self.wpe.weight, std=0.02)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight  # tied: one table for reading and for writing
+
     def forward(self, idx, targets=None):
-        """Logits (B, T, V) of what follows each of idx (B, T); given targets, their mean loss."""
-        x = F.embedding(idx, self.wte)  # (B, T, C), as wte[idx], whose gradient is not reproducible
-        logits = norm(self.blocks(x)) @ self.wte.mT  # (B, T, V); tied weights: wte again
-        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return logits, loss
+        """Return logits (B, T, V) of what follows each of idx (B, T), and their loss or None."""
+        x = self.wte(idx)  # (B, T, C)
+        if not self.config.rotary:
+            x = x + self.wpe(torch.arange(idx.shape[1], device=idx.device))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x)  # (B, T, C)
+        x = self.ln_f(x)
+        logits = self.lm_head(x)  # (B, T, V)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
-        """Append max_new_tokens tokens to each row of idx (B, T). It needs the last logits only."""
+        """Append max_new_tokens tokens to each row of idx (B, T), one after the other."""
+        was_training = self.training
+        self.eval()
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -block_size:])  # the model can look back no further
-            idx_next = torch.multinomial(logits[:, -1].softmax(-1), 1)  # (B, 1)
-            idx = torch.cat((idx, idx_next), 1)  # (B, T+1)
+            logits, _ = self(idx[:, -self.config.block_size:])  # the last window
+            probs = logits[:, -1].softmax(dim=-1)  # (B, V): the last position has seen all
+            idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1)
+            idx = torch.cat((idx, idx_next), dim=1)  # (B, T+1)
+        self.train(was_training)
         return idx
-
-# ---- optimizers ----
-def orthogonalize(G):
-    """Make G's singular values about equal, so that no direction dominates a step. A pass turns
-    each singular value s into 2.5 s - 1.5 s^3. After five, all but tiny ones are in 0.2 .. 1.25."""
-    if len(G) > G.shape[1]:
-        return orthogonalize(G.mT).mT  # now wide, X @ X.mT is the smaller product
-    X = (G.bfloat16() if bfloat16 else G) / (G.norm() + 1e-7)  # singular values: at most 1
-    for _ in range(5):
-        X = torch.addmm(X, X @ X.mT, X, beta=2.5, alpha=-1.5)  # 2.5 X - 1.5 X X^T X
-    return X * G.shape[1] ** 0.5  # its entries get RMS 1 or so, whatever the shape
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon. The factor 0.3 makes steps as
-    large as Adam's. (torch.optim.Muon is always in bfloat16, 30 times slower on many CPUs.)"""
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group['params']:
-                if p.grad is not None:
-                    momentum = self.state[p].setdefault('momentum', torch.zeros_like(p))
-                    momentum.lerp_(p.grad, 0.1)  # 0.9 momentum + 0.1 gradient, a running mean
-                    update = orthogonalize(0.9 * momentum + 0.1 * p.grad)  # Nesterov: again
-                    p.sub_(group['lr'] * (0.3 * update + group['weight_decay'] * p))
-
-def make_optimizers(model):
-    """Muon for the matrices of the blocks, Adam for all other parameters, here only wte."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    return [Muon(matrices, dict(lr=learning_rate, weight_decay=weight_decay)),
-            torch.optim.Adam(others, lr=learning_rate)]
 
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """The mean loss over data, cut into adjacent windows. The model is in eval mode."""
-    x, y = get_batch(data, range(0, len(data) - block_size, block_size))  # (N, T) each
-    total = 0
-    for inputs, targets in zip(x.split(batch_size), y.split(batch_size)):
-        _, loss = model(inputs, targets)
-        total += loss.item() * len(inputs)
-    return total / len(x)
+    """Return the mean loss over all of data, cut into adjacent windows, without dropout."""
+    was_training = model.training
+    model.eval()
+    starts = range(0, len(data) - block_size, block_size)
+    total = 0.0
+    for i in range(0, len(starts), batch_size):
+        x, y = get_batch(data, starts[i:i + batch_size])
+        _, loss = model(x, y)
+        total += loss.item() * len(x)
+    model.train(was_training)
+    return total / len(starts)
 
-def save(path, **parts):
-    """Write another file, then rename it to path: whatever interrupts this, path stays whole."""
-    torch.save(parts, f'{path}.{os.getpid()}.tmp')
+def make_optimizers(model):
+    """Return a list of optimizers, which together train all parameters of model."""
+    if not muon:
+        return [torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)]
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        group = matrices if name.startswith('blocks.') and p.ndim == 2 else others
+        group.append(p)
+    return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
+            torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
+
+def save(name, checkpoint):
+    """Write a file in out_dir, under another name until it is whole: no crash can harm the old."""
+    path = os.path.join(out_dir, name)
+    torch.save(checkpoint, f'{path}.{os.getpid()}.tmp')
     os.replace(f'{path}.{os.getpid()}.tmp', path)
 
-def restore(model, optimizers, config):
-    """Load weights and momenta from latest.pt; learning rates and decay are those of this file."""
-    latest = torch.load('latest.pt', device)
-    assert latest['config'] == config, 'latest.pt is of another text, model or batch_size'
+def restore(model, optimizers, run):
+    """Load latest.pt into model and optimizers. Return its step and the best loss until then.
+
+    AssertionError: latest.pt is of another text, model, batch size or optimizer."""
+    latest = torch.load(os.path.join(out_dir, 'latest.pt'), 'cpu')
+    changed = [name for name in run if run[name] != latest['run'][name] and name != 'dropout']
+    assert not changed, f'latest.pt is of a run with another {", ".join(changed)}'
     model.load_state_dict(latest['model'])
-    for optimizer, state in zip(optimizers, latest['states'], strict=True):
+    idx, logits = latest['probe']
+    now, _ = model.eval()(idx.to(device))
+    assert torch.allclose(now.cpu(), logits, 1e-2, 1e-2), 'latest.pt is of a model with other code'
+    for optimizer, state in zip(optimizers, latest['optimizers']):
+        # The momenta are the file's; the learning rate and the weight decay are the settings'.
         optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
+    torch.set_rng_state(latest['rng'])
+    torch.cuda.set_rng_state_all(latest['cuda_rng'])
     return latest['step'], latest['best_loss']
 
 def train():
-    """Load the data, build or restore the model, take the steps; evaluate and save now and then."""
+    """Build the model, or restore it, and take the steps. Evaluate and save it now and then."""
     meta, train_data, val_data = load_data()
-    config = meta | dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size,
-                         batch_size=batch_size)
+    config = SimpleNamespace(vocab_size=len(meta['chars']), block_size=block_size, n_layer=n_layer,
+                             n_head=n_head, n_embd=n_embd, dropout=dropout, rotary=rotary)
+    run = vars(config) | {'text': meta['sha256'], 'batch_size': batch_size, 'muon': muon}
     torch.manual_seed(seed)
-    model = GPT(len(meta['chars'])).to(device)
+    model = GPT(config).to(device)
     optimizers = make_optimizers(model)
-    begin, best_loss = restore(model, optimizers, config) if resume else (0, torch.inf)
-    schedules = [LambdaLR(opt, lambda i: 1 - (begin + i) / max_iters) for opt in optimizers]
-    starts = islice(window_starts(train_data), begin * batch_size, None)  # skips those used before
-    net = torch.compile(model, disable=not compile)  # shares its parameters with model
-    print(f'step {begin} on {device}, {sum(p.numel() for p in model.parameters()):,} parameters; '
-          f'{len(train_data):,} train, {len(val_data):,} val, {len(meta["chars"])} different chars')
-    t0 = time.time()
-    for step in range(begin + 1, max_iters + 1):
-        model.train()
-        torch.manual_seed(seed + step)  # the same dropout in a resumed run
-        x, y = get_batch(train_data, islice(starts, batch_size))
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-            _, loss = net(x, y)
-        loss.backward()
-        for part in optimizers + schedules:
-            part.step()  # the weights change, then the rates
-        model.zero_grad()
-        if step % 50 == 0:
-            assert loss < torch.inf, f'{loss=} at {step=}'
-            print(f'step {step} of {max_iters}: batch loss {loss:.4f}, {time.time() - t0:.0f} s, '
-                  f'about {(time.time() - t0) / (step - begin) * (max_iters - step):.0f} s left')
+    begin, best_loss = restore(model, optimizers, run) if resume else (0, torch.inf)
+    os.makedirs(out_dir, exist_ok=True)
+    print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {device}')
+    for step in range(begin, max_iters + 1):
         if step % eval_interval == 0 or step == max_iters:
-            model.eval()  # no dropout until the next step
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as long as val
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # its beginning
             val_loss = estimate_loss(model, val_data)
-            assert val_loss < torch.inf, f'{val_loss=} at {step=}'
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
-            if val_loss < best_loss or not os.path.exists('ckpt.pt'):  # or is moved away
-                best_loss = val_loss
-                save('ckpt.pt', config=config, model=model.state_dict(),
-                     probe=(x[:1], model(x[:1])[0].detach()))  # sample.py compares its logits
-            save('latest.pt', config=config, model=model.state_dict(), step=step,
-                 best_loss=best_loss, states=[opt.state_dict()['state'] for opt in optimizers])
-    idx = model.eval().generate(torch.tensor([[0]], device=device), 200)  # after chars[0]
-    print(''.join(meta['chars'][i] for i in idx[0]))
-    print(f'ckpt.pt holds the best weights, val loss {best_loss:.4f}; next: python sample.py')
+            assert np.isfinite(val_loss)
+            if step > 0:
+                best = val_loss < best_loss or not os.path.exists(os.path.join(out_dir, 'ckpt.pt'))
+                best_loss = val_loss if best else best_loss
+                idx, _ = get_batch(val_data, [0])
+                logits, _ = model.eval()(idx)
+                checkpoint = dict(
+                    config=vars(config), run=run, chars=meta['chars'], model=model.state_dict(),
+                    optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
+                    step=step, val_loss=val_loss, best_loss=best_loss, probe=(idx, logits.detach()),
+                    rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state_all())
+                save('latest.pt', checkpoint)
+                if best:
+                    save('ckpt.pt', checkpoint)
+        if step == max_iters:
+            break
+        if even_windows:
+            starts = even_starts(step, len(train_data) - block_size)  # see the end of this file
+        else:
+            starts = torch.randint(len(train_data) - block_size, (batch_size,))
+        x, y = get_batch(train_data, starts)
+        model.train()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            _, loss = model(x, y)
+        loss.backward()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group['lr'] = optimizer.defaults['lr'] * (1 - step / max_iters)
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % 50 == 0:
+            print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
+    best = torch.load(os.path.join(out_dir, 'ckpt.pt'), device)
+    model.load_state_dict(best['model'])
+    idx = model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), 300)
+    print(decode(idx[0].tolist(), meta['chars']))
+    print(f'ckpt.pt has the best weights, val loss {best["val_loss"]:.4f}. Next: python sample.py')
+
+# ---- found since GPT-2 ----
+def rotate(x):
+    """Rotary positions, arxiv.org/abs/2104.09864, for queries or keys x (B, H, T, D).
+
+    Channels i and i + D/2 are a point in a plane. It is turned by an angle that grows with the
+    position, so that the product of a query and a key depends on how far apart the two stand."""
+    T, D = x.shape[-2:]
+    speed = 10000 ** (-torch.arange(0, D, 2, device=x.device) / D)  # (D/2): radians a position
+    angle = torch.outer(torch.arange(T, device=x.device), speed)  # (T, D/2)
+    cos, sin = angle.cos(), angle.sin()
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
+
+def even_starts(step, n):
+    """Return where the windows of a step start: B of n places, with even gaps over many steps.
+
+    The multiples of the golden ratio, without what is before the point, fill 0 to 1 evenly."""
+    golden_ratio = (5 ** 0.5 - 1) / 2
+    first = np.random.default_rng(seed).random()  # another one for each seed
+    i = np.arange(step * batch_size, (step + 1) * batch_size)
+    return ((first + i * golden_ratio) % 1 * n).astype(int)
+
+def newton_schulz(G):
+    """Return the matrix nearest to G whose singular values are all 1, or about 1 (0.7 to 1.2).
+
+    Each pass of the loop changes each singular value s into 3.4445 s - 4.775 s^3 + 2.0315 s^5, so
+    that small ones grow fast. The three numbers are from kellerjordan.github.io/posts/muon."""
+    if G.shape[0] > G.shape[1]:
+        return newton_schulz(G.mT).mT  # now X @ X.mT is the smaller product
+    X = G.bfloat16() if bfloat16 else G
+    X = X / (X.norm() + 1e-7)  # no singular value is above 1
+    for _ in range(5):
+        A = X @ X.mT
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon.
+
+    A gradient has a few strong directions that would drown out the others. Muon makes all of them
+    equally strong, so that rare patterns are learned as fast as common ones. It takes the steps of
+    torch.optim.Muon with match_rms_adamw, which is slow on CPUs as it always uses bfloat16."""
+
+    def __init__(self, params, lr, momentum, weight_decay):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group['params']:
+                if p.grad is None:
+                    continue
+                if 'momentum' not in self.state[p]:
+                    self.state[p]['momentum'] = torch.zeros_like(p)
+                momentum = self.state[p]['momentum']  # a running mean of the gradients
+                momentum.lerp_(p.grad, 1 - group['momentum'])
+                update = p.grad.lerp(momentum, group['momentum'])  # Nesterov: one step ahead
+                update = newton_schulz(update) * 0.2 * max(p.shape) ** 0.5  # entries of RMS 0.2
+                p.mul_(1 - group['lr'] * group['weight_decay'])
+                p.sub_(group['lr'] * update)
 
 if __name__ == '__main__':
-    getattr(sys.stdout, 'reconfigure', dict)(errors='replace', line_buffering=True)  # unknown: ?
     train()

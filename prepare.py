@@ -1,65 +1,92 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["numpy"]
+# ///
 """Turn input.txt into the numbers that bigram.py and gpt.py train on.
 
     python prepare.py
 
-downloads Tiny Shakespeare, if there is no input.txt. (Any text in UTF-8 will do, however long.) A
-token is the number of a character, two bytes: train.bin and val.bin hold the tokens of the two
-splits, meta.json holds the characters."""
+downloads Tiny Shakespeare if there is no input.txt. Any other text in UTF-8 can be put there; run
+prepare.py again whenever the text has changed. A token is the number of a character. train.bin and
+val.bin hold the tokens of the two splits, two bytes each, and meta.json holds the characters."""
 import hashlib
 import json
+import os
 import sys
-from pathlib import Path
 from pydoc_data import topics
 from urllib.request import urlopen
 import numpy as np
 
 # ---- settings ----
 url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
-sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of that file
+sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of that text
 
-# ---- data ----
+# ---- the text ----
 def download():
-    """Write input.txt: Tiny Shakespeare or, without a network, Python's own language reference."""
+    """Write input.txt: Tiny Shakespeare or, if it cannot be reached, another text."""
     try:
         text = urlopen(url, timeout=10).read()
-        if hashlib.sha256(text).hexdigest() != sha256:
-            sys.exit(f'{url} has changed: put any text at input.txt instead')
     except OSError as e:
-        print(f'no download ({e}): the Python language reference becomes input.txt')
+        print(f'Tiny Shakespeare could not be downloaded ({e}). Instead, input.txt will be the\n'
+              "reference of the language Python, which every Python brings. The model's text will\n"
+              'read like that, not like Shakespeare. To train on a text of your own, put it at\n'
+              'input.txt and run python prepare.py again.')
         text = '\n'.join(topics.topics.values()).encode()
-    Path('input.txt.tmp').write_bytes(text)
-    Path('input.txt.tmp').replace('input.txt')
+    else:
+        if hashlib.sha256(text).hexdigest() != sha256:
+            sys.exit(f'{url} is now another text. Put a text of your own at input.txt.')
+    with open('input.txt.tmp', 'wb') as file:
+        file.write(text)
+    os.replace('input.txt.tmp', 'input.txt')
 
 def pieces():
-    """Yield the text in pieces, as it may be larger than the memory. All line ends become \\n."""
+    """Yield the text in pieces, since it may be larger than the memory. All line ends become \\n."""
     with open('input.txt', encoding='utf-8-sig') as file:
         try:
-            yield from iter(lambda: file.read(1_000_000), '')  # until there is nothing left
+            while piece := file.read(1_000_000):
+                yield piece
         except UnicodeDecodeError as e:
-            sys.exit(f'input.txt is not in UTF-8: {e.reason} after {e.object[:e.start][-30:]}')
+            before = e.object[:e.start][-30:]
+            sys.exit(f'input.txt is not in UTF-8: {e.reason} after {before}. Save it as UTF-8.')
 
+def encode(text, chars):
+    """Turn text into an array of tokens: a token is the place of a character in chars."""
+    stoi = {char: i for i, char in enumerate(chars)}
+    return np.array([stoi[char] for char in text], np.uint16)
+
+# ---- main ----
 def prepare():
-    """Write train.bin, val.bin and meta.json under other names, then rename them."""
-    length = sum(map(len, pieces()))
-    if length < 20:
-        sys.exit(f'input.txt has {length} characters: at least 20 are needed')
-    chars = ''.join(sorted({char for piece in pieces() for char in piece}))  # the different ones
-    stoi = {char: i for i, char in enumerate(chars)}  # a token is a character's place in chars
-    n = todo = int(0.9 * length)  # the first nine tenths train, the rest is val
-    with open('train.bin.tmp', 'wb') as train, open('val.bin.tmp', 'wb') as val:
+    """Write train.bin, val.bin and meta.json: the characters, the tokens, the two splits."""
+    distinct = set()
+    digest = hashlib.sha256()  # tells this text from others
+    for piece in pieces():
+        distinct.update(piece)
+        digest.update(piece.encode())
+    chars = ''.join(sorted(distinct))
+
+    with open('tokens.tmp', 'wb') as file:
         for piece in pieces():
-            tokens = np.fromiter(map(stoi.get, piece), np.uint16)
-            train.write(tokens[:todo])
-            val.write(tokens[todo:])
-            todo = max(0, todo - len(piece))  # left to train
-    digest = hashlib.file_digest(open('input.txt', 'rb'), 'sha256').hexdigest()  # tells texts apart
-    Path('meta.json.tmp').write_text(json.dumps({'chars': chars, 'sha256': digest}))
+            encode(piece, chars).tofile(file)
+    length = os.path.getsize('tokens.tmp') // 2
+    if length < 20:
+        os.remove('tokens.tmp')
+        sys.exit(f'input.txt has {length} characters: put a longer text there, at least 20.')
+
+    tokens = np.memmap('tokens.tmp', np.uint16, 'r')
+    n = int(0.9 * length)  # the first nine tenths are for training, the rest for validation
+    tokens[:n].tofile('train.bin.tmp')
+    tokens[n:].tofile('val.bin.tmp')
+    with open('meta.json.tmp', 'w') as file:
+        json.dump({'chars': chars, 'sha256': digest.hexdigest()}, file)
     for name in ('train.bin', 'val.bin', 'meta.json'):
-        Path(f'{name}.tmp').replace(name)
-    print(f'{n:,} characters train, {length - n:,} val; {len(chars):,} different: {chars!r}')
+        os.replace(f'{name}.tmp', name)
+    os.remove('tokens.tmp')
+    print(f'{n:,} characters for training, {length - n:,} for validation')
+    print(f'{len(chars):,} different characters: {chars!r}')
 
 if __name__ == '__main__':
-    getattr(sys.stdout, 'reconfigure', dict)(errors='replace')  # what a terminal lacks: ?
-    if not Path('input.txt').exists():
+    if hasattr(sys.stdout, 'reconfigure'):  # a notebook's output has no such method
+        sys.stdout.reconfigure(errors='replace')  # a character that cannot be shown becomes a ?
+    if not os.path.exists('input.txt'):
         download()
     prepare()

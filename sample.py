@@ -1,150 +1,219 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.13.0", "numpy"]
+# ///
 """Let the trained GPT write.
 
     python sample.py
 
-continues `start` with the weights in ckpt.pt. The model is that of gpt.py, as functions of these
-weights, and with a cache: keys and values of past positions never change, so they are kept, and a
-new character costs the work of one position, not of a window (S = block_size positions)."""
+continues `start` with the weights in ckpt.pt. The classes are those of gpt.py, line by line, but
+without dropout, loss and flash. A change of the model is the same change in both files.
+
+One thing is added, and marked with "cache": each attention keeps the keys and values of all past
+positions, as these never change. So a new character costs the work of one position, where
+gpt.py's generate computes the whole window again."""
 import os
 import sys
+from types import SimpleNamespace
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 # ---- settings ----
-start = ''  # the text to continue, perhaps open('name', encoding='utf-8').read()
-num_samples = 1  # the first is printed while it is written, the others when all are done
+out_dir = '.'  # the folder where gpt.py has put ckpt.pt
+start = ''  # the text to continue, perhaps open('name', encoding='utf-8').read(); '': a new text
+num_samples = 1  # the first is printed while it is written, the others at the end
 max_new_tokens = 500  # characters to write
-temperature = 0.8  # below 1 prefers likely characters even more, above 1 less; 0: the likeliest
-top_k = 200  # choose among the k likeliest characters only
-top_p = 1.0  # choose among the smallest set of likeliest characters with this probability
-seed = 1337  # the same seed gives the same text on the same machine
-show = ''  # 'attention': a picture of where each character of start looks
+temperature = 0.8  # below 1, likely characters become even likelier; 0 takes the likeliest only
+top_k = None  # a number from 1 up: choose among so many of the likeliest characters
+top_p = 1.0  # above 0: choose among the likeliest characters that together have this probability
+seed = 1337  # on one machine, a seed gives the same text each time
+show = ''  # 'attention': print a picture of where each character of start looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
-# ---- model ----
-def norm(x):
-    return F.layer_norm(x, x.shape[-1:])
+# ---- the model of gpt.py, with a cache ----
+class CausalSelfAttention(nn.Module):
+    """Communication: each position gathers what it needs from itself and the positions before."""
 
-def rotate(x, angle):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
+
+    def forward(self, x, pos):
+        B, T, C = x.shape
+        H, D = self.config.n_head, C // self.config.n_head
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what a position looks for
+        k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
+        v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
+        if self.config.rotary:
+            q, k = rotate(q, pos), rotate(k, pos)
+        if pos == 0:  # cache: an empty one, at the start of a window of S positions
+            self.cache = x.new_empty(2, B, H, self.config.block_size, D)
+        self.cache[0, :, :, pos:pos + T] = k  # cache: the new keys and values join the old ones
+        self.cache[1, :, :, pos:pos + T] = v
+        k, v = self.cache[:, :, :, :pos + T]  # cache: (B, H, pos+T, D) each, all so far
+        wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): a score for each pair of positions
+        tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # 0 for what is in the future
+        wei = wei.masked_fill(tril == 0, -torch.inf)
+        wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
+        self.wei = wei  # for print_attention
+        y = wei @ v  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
+        return self.c_proj(y)
+
+class MLP(nn.Module):
+    """Computation: each position works by itself on what it has gathered."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x):
+        x = F.gelu(self.c_fc(x))  # (B, T, 4C)
+        return self.c_proj(x)  # (B, T, C)
+
+class Block(nn.Module):
+    """Communication, then computation. Each adds its result to x: a residual connection."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x, pos):
+        x = x + self.attn(self.ln_1(x), pos)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+class GPT(nn.Module):
+    """From characters to the logits of the character that follows each of them."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what each character is
+        if not config.rotary:
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight  # tied: one table for reading and for writing
+
+    def forward(self, idx, pos):
+        """Return logits (B, T, V) of what follows each of idx (B, T), of which the first is at pos.
+
+        What stood at the positions before pos is remembered from the calls before this one."""
+        x = self.wte(idx)  # (B, T, C)
+        if not self.config.rotary:
+            x = x + self.wpe(torch.arange(pos, pos + idx.shape[1], device=idx.device))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, pos)  # (B, T, C)
+        x = self.ln_f(x)
+        return self.lm_head(x)  # (B, T, V)
+
+def rotate(x, pos):
+    """Rotary positions, as in gpt.py. The first position of x (B, H, T, D) is pos."""
+    T, D = x.shape[-2:]
+    speed = 10000 ** (-torch.arange(0, D, 2, device=x.device) / D)  # (D/2): radians a position
+    angle = torch.outer(torch.arange(pos, pos + T, device=x.device), speed)  # (T, D/2)
     cos, sin = angle.cos(), angle.sin()
-    x1, x2 = x.chunk(2, -1)  # (.., T, D/2) each
-    return torch.cat((x1 * cos - x2 * sin, x1 * sin + x2 * cos), -1)  # (.., T, D)
-
-def attention(x, w, angle, cache, pos):
-    """For x (B, T, C) at positions pos to pos + T. cache (2, B, H, S, D): all keys, all values."""
-    T = x.shape[1]
-    qkv = (x @ w['attn.qkv']).unflatten(2, (3, -1, cache.shape[-1])).permute(2, 0, 3, 1, 4)
-    q, k = rotate(norm(qkv[:2]), angle)  # of qkv (3, B, H, T, D): both at once, (B, H, T, D) each
-    cache[..., pos:pos + T, :] = torch.stack((k, qkv[2]))
-    keys, values = cache[..., :pos + T, :]  # (B, H, pos+T, D) each
-    w['last'] = q, keys  # for print_attention
-    # a new position needs no mask: it is the last, and all others are its past
-    y = F.scaled_dot_product_attention(q, keys, values, is_causal=pos == 0)  # (B, H, T, D)
-    return y.transpose(1, 2).flatten(2) @ w['attn.c_proj']  # (B, T, C)
-
-def mlp(x, w):
-    return F.gelu(x @ w['mlp.c_fc']) @ w['mlp.c_proj']
-
-def block(x, w, angle, cache, pos):
-    x = x + attention(norm(x), w, angle, cache, pos)
-    return x + mlp(norm(x), w)
-
-def gpt(idx, model, cache, pos=0):
-    """The logits (B, T, V) after each of idx (B, T), which stand at positions pos to pos + T. A
-    call at pos = 0 takes all of idx (prefill); a later one, one new character (decode)."""
-    x = model['wte'][idx]  # (B, T, C)
-    angle = model['angle'][pos:pos + idx.shape[1]]  # (T, D/2)
-    for w, block_cache in zip(model['blocks'], cache):
-        x = block(x, w, angle, block_cache, pos)
-    return norm(x) @ model['wte'].mT
-
-def new_cache(model, B):
-    H, S, C = model['n_head'], model['block_size'], model['n_embd']
-    return torch.zeros(model['n_layer'], 2, B, H, S, C // H, device=device)
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
 
 def load_model():
-    """Settings, chars and weights by name, those of each block in a dict of their own."""
-    if not os.path.exists('ckpt.pt'):
-        sys.exit('no ckpt.pt yet: run python gpt.py')
-    ckpt = torch.load('ckpt.pt', device)  # loads tensors, numbers and strings only, no code
-    model = ckpt['config'] | ckpt['model'] | {'blocks': []}
-    parts = ('attn.query', 'attn.key', 'attn.value', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj')
-    for i in range(model['n_layer']):
-        try:  # (in, out) each, for x @ w
-            w = {part: model[f'blocks.{i}.{part}.weight'].t().contiguous() for part in parts}
-        except KeyError as e:
-            sys.exit(f'ckpt.pt has no {e}: change sample.py as gpt.py was changed')
-        # GPT-2's fused projection: one product, (C, 3C), is faster than three
-        w['attn.qkv'] = torch.cat((w['attn.query'], w['attn.key'], w['attn.value']), 1)
-        model['blocks'].append(w)
-    D = model['n_embd'] // model['n_head']
-    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2)
-    model['angle'] = torch.outer(torch.arange(model['block_size']), speed).to(device)  # (S, D/2)
-    idx, logits = ckpt['probe']
-    if not torch.allclose(gpt(idx, model, new_cache(model, 1)), logits, 1e-2, 1e-2):
-        sys.exit('ckpt.pt is of another model: change sample.py as gpt.py was changed')
-    return model
+    """Return the model in ckpt.pt and its characters."""
+    path = os.path.join(out_dir, 'ckpt.pt')
+    if not os.path.exists(path):
+        sys.exit(f'There is no {path} yet: run python gpt.py first.')
+    ckpt = torch.load(path, device)  # it can hold tensors, numbers and text, but no code
+    model = GPT(SimpleNamespace(**ckpt['config'])).to(device).eval()
+    model.load_state_dict(ckpt['model'])
+    idx, logits = ckpt['probe']  # one window and its logits, as gpt.py computed them
+    half = idx.shape[1] // 2
+    now = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)
+    if not torch.allclose(now, logits, rtol=1e-2, atol=1e-2):
+        sys.exit('ckpt.pt is of another model: make the changes of gpt.py in sample.py too.')
+    return model, ckpt['chars']
 
 # ---- sampling ----
+def encode(text, chars):
+    """Turn text into tokens: a token is the place of a character in chars."""
+    unknown = set(text) - set(chars)
+    if unknown:
+        sys.exit(f'start has {sorted(unknown)}, which the training text does not have.')
+    return [chars.index(char) for char in text]
+
+def decode(tokens, chars):
+    """Turn tokens into text."""
+    return ''.join(chars[token] for token in tokens)
+
 def choose(logits):
     """Sample one token (B, 1) for each row of logits (B, V)."""
-    logits, order = logits.topk(min(top_k, logits.shape[1]))  # (B, top_k) each, likeliest first
-    probs = (logits / max(temperature, 1e-9)).softmax(-1)
-    before = probs.cumsum(-1) - probs  # the probability of those that are likelier
+    logits, tokens = logits.sort(descending=True)  # (B, V) each, the likeliest first
+    logits, tokens = logits[:, :top_k], tokens[:, :top_k]
+    probs = (logits / max(temperature, 1e-9)).softmax(dim=-1)
+    before = probs.cumsum(dim=-1) - probs  # the probability of all that are likelier
     probs[before >= top_p] = 0
-    return order.gather(1, torch.multinomial(probs, 1))
+    return tokens.gather(1, torch.multinomial(probs, num_samples=1))
 
-def generate(idx, model):
-    """Yield the tokens (B, 1) that continue idx (B, T), one after the other. When the window is
-    full, its last half becomes the first half of a new one, computed anew."""
-    cache = new_cache(model, len(idx))
-    S = model['block_size']
+def generate(model, idx):
+    """Yield the tokens (B, 1) that continue idx (B, T), one after the other.
+
+    The model reads the last S = block_size characters of a long idx. Whenever its window is full,
+    it reads the last half of the window again, as the first half of a new one."""
+    S = model.config.block_size
+    idx = idx[:, -S:]
     pos = 0
     for _ in range(max_new_tokens):
-        if idx.shape[1] > S:
-            idx, pos = idx[:, -S // 2:], 0
-        idx_next = choose(gpt(idx[:, pos:], model, cache, pos)[:, -1])  # (B, 1)
+        logits = model(idx[:, pos:], pos)  # (B, T, V): at pos = 0 for all of idx, else T = 1
+        idx_next = choose(logits[:, -1])  # (B, 1)
         yield idx_next
         pos = idx.shape[1]
-        idx = torch.cat((idx, idx_next), 1)  # (B, T+1)
+        idx = torch.cat((idx, idx_next), dim=1)  # (B, T+1)
+        if idx.shape[1] > S:
+            idx = idx[:, -max(1, S // 2):]
+            pos = 0
 
-def print_attention(idx, model, text):
-    """For each head a triangle: line t is reddest where the t-th character of text looks most."""
-    gpt(idx, model, new_cache(model, 1))
-    for i, w in enumerate(model['blocks']):
-        q, keys = w['last']
-        scores = q @ keys.mT / q.shape[-1] ** 0.5  # (1, H, T, T)
-        for j, head in enumerate(scores[0]):
+def print_attention(model, idx, chars):
+    """Print a triangle for each head: line t is reddest where the t-th character looks most."""
+    model(idx, 0)
+    text = decode(idx[0].tolist(), chars).replace('\n', ' ')
+    for i, block in enumerate(model.blocks):
+        for j, head in enumerate(block.attn.wei[0]):  # (T, T)
             print(f'block {i + 1}, head {j + 1}')
-            for t, row in enumerate(head, 1):
-                attended = row[:t].softmax(-1)
-                for char, pale in zip(text, 255 - 155 * attended / attended.max()):
-                    print(f'\x1b[30;48;2;255;{pale:.0f};{pale:.0f}m{char}', end='')
+            for t, row in enumerate(head):
+                for char, share in zip(text[:t + 1], row / row.max()):
+                    pale = 255 - round(155 * share.item())
+                    print(f'\x1b[30;48;2;255;{pale};{pale}m{char}', end='')
                 print('\x1b[0m')
 
-# ---- main ----
 @torch.inference_mode()
 def main():
     torch.backends.mkldnn.enabled = False  # oneDNN is slow when each call has another shape
-    torch.set_num_threads(1)  # one position is too little work for more, and they would wait
-    model = load_model()
-    chars, S = model['chars'], model['block_size']
-    if not set(start) <= set(chars):
-        sys.exit(f'start has {set(start) - set(chars)}, which the training text does not have')
-    text = start or chars[0]  # in Shakespeare a line end
-    idx = torch.tensor([[chars.index(char) for char in text]], device=device)  # (1, T)
+    torch.set_num_threads(1)  # one position is too little work to share
+    model, chars = load_model()
+    text = start or chars[0]  # a new text begins after a line end, where the text has any
+    idx = torch.tensor([encode(text, chars)], device=device)  # (1, T)
     if show == 'attention':
-        print_attention(idx[:, -S:], model, text[-S:].replace('\n', ' '))
+        print_attention(model, idx[:, -model.config.block_size:], chars)
     torch.manual_seed(seed)
-    print(text, end='')
     written = [idx.expand(num_samples, -1)]  # (B, T)
-    for idx_next in generate(written[0], model):
+    print(text, end='')
+    for idx_next in generate(model, written[0]):
         written.append(idx_next)
-        print(chars[idx_next[0]], end='', flush=True)
+        print(decode(idx_next[0].tolist(), chars), end='', flush=True)
     print()
-    for sample in torch.cat(written, 1)[1:]:
-        print(f'{"-" * 40}\n' + ''.join(chars[i] for i in sample))
+    for tokens in torch.cat(written, dim=1)[1:].tolist():
+        print('-' * 40)
+        print(decode(tokens, chars))
 
 if __name__ == '__main__':
-    getattr(sys.stdout, 'reconfigure', dict)(errors='replace')  # what a terminal lacks: ?
+    if hasattr(sys.stdout, 'reconfigure'):  # a notebook's output has no such method
+        sys.stdout.reconfigure(errors='replace')  # a character that cannot be shown becomes a ?
     main()
