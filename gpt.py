@@ -34,8 +34,9 @@ n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
 dropout = 0.2 if gpu else 0.0  # the share of a branch's outputs set to 0; raise it to overfit less
-learning_rate = 1e-3  # of AdamW at the first step; all rates fall linearly, to 0 at max_iters
+learning_rate = 2e-3  # of AdamW, once warmed up
 weight_decay = 0.1  # a step of AdamW first shrinks all weights by learning rate * weight_decay
+warmup_iters = 100  # in so many steps the learning rate rises; then it falls, to 0 at max_iters
 flash = gpu  # True: one call computes attention, faster on a GPU, with the same result. Set it to
 # False before you edit the scores or the mask: that path works on every device.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
@@ -140,14 +141,13 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what each character is
-        nn.init.normal_(self.wte.weight, std=0.02)
         if not config.rotary:
             self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
             nn.init.normal_(self.wpe.weight, std=0.02)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: one table for reading and for writing
+        self.wte.weight = self.lm_head.weight  # tied: one table for reading and for writing
 
     def forward(self, idx, targets=None):
         """Return logits (B, T, V) of what follows each of idx (B, T), and their loss or None."""
@@ -242,7 +242,7 @@ def train():
             train_loss = estimate_loss(model, train_data[:len(val_data)])  # its beginning
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
-            assert np.isfinite(val_loss)
+            assert np.isfinite(val_loss), f'{val_loss=} at {step=}: nothing is saved'
             if step > 0:
                 best = val_loss < best_loss or not os.path.exists(os.path.join(out_dir, 'ckpt.pt'))
                 best_loss = val_loss if best else best_loss
@@ -267,9 +267,10 @@ def train():
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             _, loss = model(x, y)
         loss.backward()
+        rate = min(1, (step + 1) / warmup_iters) * (1 - step / max_iters)  # as a share of the full one
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = optimizer.defaults['lr'] * (1 - step / max_iters)
+                group['lr'] = optimizer.defaults['lr'] * rate
             optimizer.step()
             optimizer.zero_grad()
         if (step + 1) % 50 == 0:
@@ -342,4 +343,6 @@ class Muon(torch.optim.Optimizer):
                 p.sub_(group['lr'] * update)
 
 if __name__ == '__main__':
+    if hasattr(sys.stdout, 'reconfigure'):  # a notebook's output has no such method
+        sys.stdout.reconfigure(errors='replace', line_buffering=True)
     train()

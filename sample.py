@@ -103,7 +103,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: one table for reading and for writing
+        self.wte.weight = self.lm_head.weight  # tied: one table for reading and for writing
 
     def forward(self, idx, pos):
         """Return logits (B, T, V) of what follows each of idx (B, T), of which the first is at pos.
