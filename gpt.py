@@ -7,7 +7,7 @@
     python gpt.py
 
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
-Shakespeare it reaches a validation loss of 1.46 in five minutes on two CPU cores.
+Shakespeare it reaches a validation loss of 1.46 in some minutes on two CPU cores.
 
 A shape such as (B, T, C) means B windows in a batch, T characters in a window, C channels. Each of
 the H heads has D = C / H channels. V is the number of different characters in the text."""
@@ -28,26 +28,26 @@ resume = False  # True: go on from latest.pt. False: start anew, and replace bot
 seed = 1337  # on one CPU, a seed gives the same run each time, bit for bit
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
-max_iters = 1000 if gpu else 2500  # steps of training
+max_iters = 1000 if gpu else 2200  # steps of training
 eval_interval = 500  # steps between evaluations. Each one saves; Ctrl-C loses the steps after it
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
 dropout = 0.2 if gpu else 0.0  # the share of a branch's outputs set to 0; raise it to overfit less
-learning_rate = 2e-3  # of AdamW, once warmed up
-weight_decay = 0.1  # a step of AdamW first shrinks all weights by learning rate * weight_decay
-warmup_iters = 100  # in so many steps the learning rate rises; then it falls, to 0 at max_iters
-flash = gpu  # True: one call computes attention, faster on a GPU, with the same result. Set it to
-# False before you edit the scores or the mask: that path works on every device.
+learning_rate = 2e-3  # of AdamW, where muon (below) is False
+weight_decay = 0.1  # of AdamW: each step shrinks all weights by learning rate * weight_decay
+warmup_iters = 100  # steps in which the learning rate rises; then it falls, to 0 at max_iters
+flash = gpu  # True: attention in one fused call, which is faster on a GPU. Set it to False before
+# you edit the scores or the mask: the code that is written out works on every device.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
 
 # Found since GPT-2; the code is at the end of this file. All three False: the GPT of the lectures.
-rotary = True  # rotate queries and keys by their position. False: add a learned vector to each
-even_windows = True  # spread the training windows evenly over the text. False: draw them at random
+rotary = True  # queries and keys are rotated by their position. False: learned positions are added
+even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
 muon_learning_rate = 1e-2  # of Muon and of the AdamW beside it
-muon_weight_decay = 2.0 if gpu else 0.3  # of Muon; the AdamW beside it has none
+muon_weight_decay = 2.0 if gpu else 0.3  # of Muon. So much keeps the large model from overfitting
 
 # ---- data ----
 def load_data():
@@ -81,6 +81,8 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
         self.dropout = nn.Dropout(config.dropout)
+        if config.rotary:  # see the end of this file
+            self.register_buffer('cos_sin', rotary_table(config), persistent=False)
 
     def forward(self, x):
         B, T, C = x.shape
@@ -89,8 +91,8 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what a position looks for
         k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
-        if self.config.rotary:  # see rotate, at the end of this file
-            q, k = rotate(q), rotate(k)
+        if self.config.rotary:
+            q, k = rotate(torch.stack((q, k)), self.cos_sin[:, :T])
         if flash:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
@@ -196,8 +198,8 @@ def make_optimizers(model):
         return [torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)]
     matrices, others = [], []
     for name, p in model.named_parameters():
-        group = matrices if name.startswith('blocks.') and p.ndim == 2 else others
-        group.append(p)
+        is_matrix_of_a_block = name.startswith('blocks.') and p.ndim == 2
+        (matrices if is_matrix_of_a_block else others).append(p)
     return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
             torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
 
@@ -264,13 +266,13 @@ def train():
             starts = torch.randint(len(train_data) - block_size, (batch_size,))
         x, y = get_batch(train_data, starts)
         model.train()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):  # faster products
             _, loss = model(x, y)
         loss.backward()
-        rate = min(1, (step + 1) / warmup_iters) * (1 - step / max_iters)  # as a share of the full one
+        share = min(1, (step + 1) / warmup_iters) * (1 - step / max_iters)  # of the learning rates
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = optimizer.defaults['lr'] * rate
+                group['lr'] = share * optimizer.defaults['lr']
             optimizer.step()
             optimizer.zero_grad()
         if (step + 1) % 50 == 0:
@@ -282,47 +284,58 @@ def train():
     print(f'ckpt.pt has the best weights, val loss {best["val_loss"]:.4f}. Next: python sample.py')
 
 # ---- found since GPT-2 ----
-def rotate(x):
-    """Rotary positions, arxiv.org/abs/2104.09864, for queries or keys x (B, H, T, D).
+def rotary_table(config):
+    """Return the cosine and the sine, (2, T, D/2), of the angles by which rotate turns.
 
-    Channels i and i + D/2 are a point in a plane. It is turned by an angle that grows with the
-    position, so that the product of a query and a key depends on how far apart the two stand."""
-    T, D = x.shape[-2:]
-    speed = 10000 ** (-torch.arange(0, D, 2, device=x.device) / D)  # (D/2): radians a position
-    angle = torch.outer(torch.arange(T, device=x.device), speed)  # (T, D/2)
-    cos, sin = angle.cos(), angle.sin()
-    a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
+    The angle grows with the position: fast for the first channels, hardly for the last."""
+    D = config.n_embd // config.n_head
+    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians a position
+    angle = torch.outer(torch.arange(config.block_size), speed)  # (T, D/2)
+    return torch.stack((angle.cos(), angle.sin()))
+
+def rotate(x, cos_sin):
+    """Rotary positions, arxiv.org/abs/2104.09864: turn queries and keys x (2, B, H, T, D).
+
+    Channels i and i + D/2 are the two coordinates of a point, which is turned around the origin.
+    So the score of a query and a key depends on how far apart the two stand, and not on where."""
+    cos, sin = cos_sin  # (T, D/2) each
+    a, b = x.chunk(2, dim=-1)  # (.., T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (.., T, D)
 
 def even_starts(step, n):
-    """Return where the windows of a step start: B of n places, with even gaps over many steps.
+    """Return B places from 0 to n - 1, where the windows of this step start.
 
-    The multiples of the golden ratio, without what is before the point, fill 0 to 1 evenly."""
+    The multiples of the golden ratio, modulo 1, fill the range from 0 to 1 evenly, however many of
+    them are taken. So no part of the text is seen more often than others."""
     golden_ratio = (5 ** 0.5 - 1) / 2
     first = np.random.default_rng(seed).random()  # another one for each seed
     i = np.arange(step * batch_size, (step + 1) * batch_size)
-    return ((first + i * golden_ratio) % 1 * n).astype(int)
+    fraction = (first + i * golden_ratio) % 1  # (B,) of the way through the text
+    return (fraction * n).astype(int)
 
 def newton_schulz(G):
-    """Return the matrix nearest to G whose singular values are all 1, or about 1 (0.7 to 1.2).
+    """Return G with all singular values at about 1 (0.7 to 1.2), and the same directions.
 
-    Each pass of the loop changes each singular value s into 3.4445 s - 4.775 s^3 + 2.0315 s^5, so
-    that small ones grow fast. The three numbers are from kellerjordan.github.io/posts/muon."""
+    A singular value of a matrix is its strength in one of its directions. Each pass turns all of
+    them from s into 3.4445 s - 4.775 s^3 + 2.0315 s^5. This lets small ones grow fast and keeps
+    large ones near 1. The numbers are those of kellerjordan.github.io/posts/muon."""
     if G.shape[0] > G.shape[1]:
-        return newton_schulz(G.mT).mT  # now X @ X.mT is the smaller product
+        return newton_schulz(G.mT).mT  # in a wide matrix, X @ X.mT is the smaller product
     X = G.bfloat16() if bfloat16 else G
     X = X / (X.norm() + 1e-7)  # no singular value is above 1
     for _ in range(5):
         A = X @ X.mT
-        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+        B = torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315)  # -4.7750 A + 2.0315 A A
+        X = torch.addmm(X, B, X, beta=3.4445)  # 3.4445 X + B X
     return X
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: kellerjordan.github.io/posts/muon.
+    """Momentum with equally strong directions: kellerjordan.github.io/posts/muon.
 
-    A gradient has a few strong directions that would drown out the others. Muon makes all of them
-    equally strong, so that rare patterns are learned as fast as common ones. It takes the steps of
-    torch.optim.Muon with match_rms_adamw, which is slow on CPUs as it always uses bfloat16."""
+    In a mean of gradients, few directions are so strong that they drown out the others. Muon makes
+    all of them equally strong, so that what is rare in the text is learned as fast as the rest. Its
+    steps are those of torch.optim.Muon(adjust_lr_fn='match_rms_adamw'), which always computes in
+    bfloat16 and is therefore slow on most CPUs."""
 
     def __init__(self, params, lr, momentum, weight_decay):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -330,15 +343,16 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
+            beta = group['momentum']
             for p in group['params']:
                 if p.grad is None:
                     continue
-                if 'momentum' not in self.state[p]:
-                    self.state[p]['momentum'] = torch.zeros_like(p)
-                momentum = self.state[p]['momentum']  # a running mean of the gradients
-                momentum.lerp_(p.grad, 1 - group['momentum'])
-                update = p.grad.lerp(momentum, group['momentum'])  # Nesterov: one step ahead
-                update = newton_schulz(update) * 0.2 * max(p.shape) ** 0.5  # entries of RMS 0.2
+                if 'mean' not in self.state[p]:
+                    self.state[p]['mean'] = torch.zeros_like(p)
+                mean = self.state[p]['mean']  # a running mean of the gradients
+                mean.mul_(beta).add_(p.grad, alpha=1 - beta)
+                ahead = beta * mean + (1 - beta) * p.grad  # Nesterov: the mean, one step ahead
+                update = 0.2 * max(p.shape) ** 0.5 * newton_schulz(ahead)  # entries of RMS 0.2
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * update)
 

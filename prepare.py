@@ -40,7 +40,7 @@ def download():
     os.replace('input.txt.tmp', 'input.txt')
 
 def pieces():
-    """Yield the text in pieces, since it may be larger than the memory. All line ends become \\n."""
+    """Yield the text in pieces, as it may be larger than the memory. Line ends become \\n."""
     with open('input.txt', encoding='utf-8-sig') as file:
         try:
             while piece := file.read(1_000_000):

@@ -40,6 +40,8 @@ class CausalSelfAttention(nn.Module):
         self.config = config
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
+        if config.rotary:
+            self.register_buffer('cos_sin', rotary_table(config), persistent=False)
 
     def forward(self, x, pos):
         B, T, C = x.shape
@@ -49,7 +51,7 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
-            q, k = rotate(q, pos), rotate(k, pos)
+            q, k = rotate(torch.stack((q, k)), self.cos_sin[:, pos:pos + T])
         if pos == 0:  # cache: an empty one, at the start of a window of S positions
             self.cache = x.new_empty(2, B, H, self.config.block_size, D)
         self.cache[0, :, :, pos:pos + T] = k  # cache: the new keys and values join the old ones
@@ -117,14 +119,18 @@ class GPT(nn.Module):
         x = self.ln_f(x)
         return self.lm_head(x)  # (B, T, V)
 
-def rotate(x, pos):
-    """Rotary positions, as in gpt.py. The first position of x (B, H, T, D) is pos."""
-    T, D = x.shape[-2:]
-    speed = 10000 ** (-torch.arange(0, D, 2, device=x.device) / D)  # (D/2): radians a position
-    angle = torch.outer(torch.arange(pos, pos + T, device=x.device), speed)  # (T, D/2)
-    cos, sin = angle.cos(), angle.sin()
-    a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
+def rotary_table(config):
+    """Return the cosine and the sine, (2, T, D/2), of the angles by which rotate turns."""
+    D = config.n_embd // config.n_head
+    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians a position
+    angle = torch.outer(torch.arange(config.block_size), speed)  # (T, D/2)
+    return torch.stack((angle.cos(), angle.sin()))
+
+def rotate(x, cos_sin):
+    """Rotary positions: turn queries and keys x (2, B, H, T, D)."""
+    cos, sin = cos_sin  # (T, D/2) each
+    a, b = x.chunk(2, dim=-1)  # (.., T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (.., T, D)
 
 def load_model():
     """Return the model in ckpt.pt and its characters."""
@@ -134,6 +140,9 @@ def load_model():
     ckpt = torch.load(path, device)  # it can hold tensors, numbers and text, but no code
     model = GPT(SimpleNamespace(**ckpt['config'])).to(device).eval()
     model.load_state_dict(ckpt['model'])
+    for module in model.modules():
+        if isinstance(module, nn.Linear):  # this order in memory is the fastest for short inputs
+            module.weight.data = module.weight.t().contiguous().t()
     idx, logits = ckpt['probe']  # one window and its logits, as gpt.py computed them
     half = idx.shape[1] // 2
     now = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)
