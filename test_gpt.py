@@ -32,8 +32,8 @@ TEXT = 'The quick brown fox jumps over the lazy dog; the dog, being lazy, lets i
 TINY = dict(  # settings of gpt.py with which a model trains in a second
     device='cpu', out_dir='.', resume=False, seed=1337, batch_size=8, block_size=16, max_iters=12,
     eval_interval=6, n_layer=2, n_head=2, n_embd=32, dropout=0.0, learning_rate=1e-2,
-    weight_decay=0.1, warmup_iters=1, flash=False, bfloat16=False, rotary=True, even_windows=True, muon=True,
-    muon_learning_rate=1e-2, muon_weight_decay=0.3)
+    weight_decay=0.1, warmup_iters=1, flash=False, bfloat16=False, rotary=True, even_windows=True,
+    muon=True, muon_learning_rate=1e-2, muon_weight_decay=0.3)
 WRITE = dict(  # settings of sample.py
     device='cpu', out_dir='.', start='', num_samples=1, max_new_tokens=30, temperature=1.0,
     top_k=None, top_p=1.0, seed=1337, show='')
@@ -390,6 +390,7 @@ def test_attention_is_quadratic_in_T_and_the_rest_is_linear():
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, T, dtype=torch.long))
         return counter.get_total_flops()
+
     multiply_and_add, products = 2, 2  # q @ k.mT and wei @ v
     quadratic = lambda T: n_layer * products * multiply_and_add * T * T * C
     # doubling T doubles what is linear, so that only the quadratic part is left in the difference
@@ -486,8 +487,8 @@ def climb(i, seed=1):
     config = tiny(vocab_size=len(chars), block_size=8, n_head=4, rotary=False)
     name, model, rate = rungs(config)[i]
     switches = name == 'gpt.py, switches on'
-    settings = TINY | dict(batch_size=64, block_size=8, muon=switches, seed=seed, learning_rate=rate,
-                           muon_learning_rate=rate)
+    settings = TINY | dict(batch_size=64, block_size=8, seed=seed, muon=switches,
+                           learning_rate=rate, muon_learning_rate=rate)
     for setting, value in settings.items():
         setattr(gpt, setting, value)
     optimizers = gpt.make_optimizers(model)
@@ -527,7 +528,8 @@ def edited(script, edits=(), **globals):
     """Return the source of a script, with (old, new) edits of its text and with other globals."""
     source = (HERE / script).read_text(encoding='utf-8')
     for name, value in globals.items():
-        source, n = re.subn(rf'^{name} = .*', lambda _: f'{name} = {value!r}', source, flags=re.M)
+        line = f'{name} = {value!r}'.replace('\\', r'\\')
+        source, n = re.subn(rf'^{name} = .*', line, source, flags=re.M)
         assert n == 1, f'{script} has not one line for {name}'
     for old, new in edits:
         assert source.count(old) == 1, f'{script} has not one {old}'
@@ -642,7 +644,8 @@ def test_muon_takes_the_steps_of_torch_optim_Muon():
             assert step.norm().item() == pytest.approx(other.norm().item(), rel=0.02)  # bfloat16
 
 def test_muon_trains_the_matrices_of_the_blocks_and_adamw_every_other_parameter():
-    model = edited_gpt([('3 * config.n_embd, bias=False', '3 * config.n_embd, bias=True')]).GPT(tiny())
+    edited = edited_gpt([('3 * config.n_embd, bias=False', '3 * config.n_embd, bias=True')])
+    model = edited.GPT(tiny())
     muon, adamw = gpt.make_optimizers(model)
     trained = {p: optimizer for optimizer in (muon, adamw)
                for p in optimizer.param_groups[0]['params']}
@@ -658,6 +661,7 @@ def test_each_optimizer_has_its_own_rate_which_rises_then_falls_to_nothing(monke
 
     def step(optimizer, *_):
         rates.append(optimizer.param_groups[0]['lr'])
+
     monkeypatch.setattr(torch.optim.AdamW, 'step', step)
     monkeypatch.setattr(gpt.Muon, 'step', step)
     shape = [1 / 2, 1 * 3 / 4, 1 / 2, 1 / 4]  # two steps of warm-up, and a straight line to 0
@@ -730,6 +734,7 @@ def test_the_sample_at_the_end_is_by_the_best_weights(monkeypatch, capsys):
     def generate(model, idx, n):
         used.append(model.state_dict()['wte.weight'].clone())
         return idx
+
     monkeypatch.setattr(gpt.GPT, 'generate', generate)
     gpt.train()
     assert torch.equal(used[0], weights('ckpt.pt')['wte.weight'])
@@ -746,8 +751,9 @@ def test_a_resumed_run_is_the_run_that_never_stopped(monkeypatch, switches):
     gpt.train()
     whole = torch.load('latest.pt')
 
-    def interrupt(*_):
+    def interrupt():
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         losses = iter([9.0, 9.0, 9.0, 9.0])  # train and val at steps 0 and 6
         patch.setattr(gpt, 'estimate_loss', lambda *_: next(losses, None) or interrupt())
@@ -774,8 +780,9 @@ def test_rates_and_decay_come_from_the_settings_and_the_momenta_from_latest(monk
     assert optimizers[0].param_groups[0]['weight_decay'] == 0.25
 
 @pytest.mark.parametrize('text, change, name', [
-    (TEXT[::-1], {}, 'text'), (TEXT, dict(n_head=4), 'n_head'), (TEXT, dict(rotary=False), 'rotary'),
-    (TEXT, dict(batch_size=4), 'batch_size'), (TEXT, dict(muon=False), 'muon')])
+    (TEXT[::-1], {}, 'text'), (TEXT, dict(n_head=4), 'n_head'),
+    (TEXT, dict(rotary=False), 'rotary'), (TEXT, dict(muon=False), 'muon'),
+    (TEXT, dict(batch_size=4), 'batch_size')])
 def test_a_run_is_not_resumed_with_another_text_model_batch_size_or_optimizer(
         monkeypatch, text, change, name):
     write_data()
@@ -935,7 +942,7 @@ def test_a_gpu_trains_resumes_and_writes(bfloat16):
 
 # ---- README ----
 def table(heading):
-    """Return the rows of README's table under a heading, each a list of cells, but for the title."""
+    """Return the rows of README's table under a heading, without its title: lists of cells."""
     text = (HERE / 'README.md').read_text(encoding='utf-8').split(f'## {heading}\n')[1]
     rows = re.findall(r'^\| .*\|$', text.split('\n## ')[0], flags=re.M)
     return [[cell.strip() for cell in row.strip('|').split(' | ')] for row in rows[1:]]
@@ -963,7 +970,7 @@ def test_an_edit_of_the_model_is_the_same_edit_in_both_files(row):
     config = tiny(rotary=True)
     theirs = edited_script('gpt.py', edits_of(row))
     ours = edited_script('sample.py', edits_of(row))
-    if row[0] == 'no mask':  # what a character sees changes with each that follows: no cache can hold
+    if row[0] == 'no mask':  # then all keys and values change with each new character
         with pytest.raises(SystemExit, match='another model'):
             gpt_and_sample(config, theirs, ours)
         return
