@@ -83,7 +83,8 @@ def estimate_loss(model, data):
     losses = torch.zeros(eval_iters)
     for i in range(eval_iters):
         x, y = get_batch(data)
-        _, losses[i] = model(x, y)
+        _, loss = model(x, y)
+        losses[i] = loss.item()
     model.train()
     return losses.mean().item()
 

@@ -9,8 +9,8 @@
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
 Shakespeare it reaches a validation loss of 1.46 in some minutes on two CPU cores.
 
-A shape such as (B, T, C) means B windows in a batch, T characters in a window, C channels. Each of
-the H heads has D = C / H channels. V is the number of different characters in the text."""
+The parts have GPT-2's names. A shape such as (B, T, C) means B windows in a batch, T characters in
+a window, C channels; each of H heads has D = C / H channels, and the text has V characters."""
 import json
 import os
 import sys
@@ -19,30 +19,34 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 # ---- settings: a small model for a CPU, a larger one for a GPU ----
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
 out_dir = '.'  # the folder of ckpt.pt (the best weights) and latest.pt (to go on from)
-resume = False  # True: go on from latest.pt. False: start anew, and replace both files
+resume = False  # True: go on from latest.pt. False: start anew, and soon replace both files
 seed = 1337  # on one CPU, a seed gives the same run each time, bit for bit
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
 max_iters = 1000 if gpu else 2200  # steps of training
-eval_interval = 500  # steps between evaluations. Each one saves; Ctrl-C loses the steps after it
+eval_interval = 500  # steps from one evaluation to the next; each evaluation saves the model
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
-dropout = 0.2 if gpu else 0.0  # the share of a branch's outputs set to 0; raise it to overfit less
-learning_rate = 2e-3  # of AdamW, where muon (below) is False
-weight_decay = 0.1  # of AdamW: each step shrinks all weights by learning rate * weight_decay
+dropout = 0.2 if gpu else 0.0  # share of a block's results set to 0: more of it overfits less
 warmup_iters = 100  # steps in which the learning rate rises; then it falls, to 0 at max_iters
-flash = gpu  # True: attention in one fused call, which is faster on a GPU. Set it to False before
-# you edit the scores or the mask: the code that is written out works on every device.
+learning_rate = 2e-3  # of AdamW, if muon is False
+weight_decay = 0.1  # of AdamW, if muon is False: each step shrinks weights by this * learning rate
+# Products in bfloat16 are faster where the hardware has them.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
+# True: one fused call computes attention, which is faster on a GPU. Set this to False before you
+# edit the scores or the mask: the code that is written out works on every device.
+flash = gpu
 
-# Found since GPT-2; the code is at the end of this file. All three False: the GPT of the lectures.
+# Found since GPT-2; the code is at the end of this file. With all three False, this is GPT-2's
+# model and its training, but for what the docstring of GPT names.
 rotary = True  # queries and keys are rotated by their position. False: learned positions are added
 even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
@@ -62,10 +66,12 @@ def load_data():
     return meta, train_data, val_data
 
 def get_batch(data, starts):
-    """Return the windows of data that begin at starts, and their targets: (B, T) each."""
+    """Return the windows of data that begin at starts, and their targets: (B, T) each.
+
+    A window holds T examples at once, since each of its characters has the next one as target."""
     windows = [data[i:i + block_size + 1] for i in starts]
     idx = torch.tensor(np.stack(windows)).long().to(device)  # (B, T+1)
-    return idx[:, :-1], idx[:, 1:]  # the target of each character is the next one
+    return idx[:, :-1], idx[:, 1:]
 
 def decode(tokens, chars):
     """Turn tokens into text: a token is the place of a character in chars."""
@@ -81,7 +87,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
         self.dropout = nn.Dropout(config.dropout)
-        if config.rotary:  # see the end of this file
+        if config.rotary:  # see the end of this file; a buffer moves with the model to a device
             self.register_buffer('cos_sin', rotary_table(config), persistent=False)
 
     def forward(self, x):
@@ -92,11 +98,11 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
-            q, k = rotate(torch.stack((q, k)), self.cos_sin[:, :T])
+            q, k = rotate(torch.stack((q, k)), self.cos_sin[:, :T])  # both by the same angles
         if flash:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
-            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): a score for each pair of positions
+            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): a score of each query for each key
             tril = torch.ones(T, T, device=x.device).tril()  # 0 for what is in the future
             wei = wei.masked_fill(tril == 0, -torch.inf)
             wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
@@ -118,7 +124,9 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(x))  # (B, T, C)
 
 class Block(nn.Module):
-    """Communication, then computation. Each adds its result to x: a residual connection."""
+    """Communication, then computation. Each adds its result to x: a residual connection.
+
+    LayerNorm gives each position's channels mean 0 and variance 1, then a learned gain and bias."""
 
     def __init__(self, config):
         super().__init__()
@@ -135,9 +143,12 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """From characters to the logits of the character that follows each of them.
 
-    config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. With rotary
-    False, this is GPT-2's model but for four things: the Linears have no biases, dropout stands
-    only at the end of attn and mlp, the Linears are initialised as PyTorch does, GELU is exact."""
+    config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. If rotary is
+    False, this is GPT-2's model, except that
+    - the Linears have no biases,
+    - dropout acts at the end of attention and of MLP only,
+    - the Linears are initialised as PyTorch does it, and so is wte, which is one with lm_head,
+    - GELU is exact, where GPT-2 has an approximation."""
 
     def __init__(self, config):
         super().__init__()
@@ -180,7 +191,7 @@ class GPT(nn.Module):
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """Return the mean loss over all of data, cut into adjacent windows, without dropout."""
+    """Return the mean loss, without dropout, over adjacent windows from all of data."""
     was_training = model.training
     model.eval()
     starts = range(0, len(data) - block_size, block_size)
@@ -198,13 +209,15 @@ def make_optimizers(model):
         return [torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)]
     matrices, others = [], []
     for name, p in model.named_parameters():
-        is_matrix_of_a_block = name.startswith('blocks.') and p.ndim == 2
-        (matrices if is_matrix_of_a_block else others).append(p)
+        if name.startswith('blocks.') and p.ndim == 2:
+            matrices.append(p)
+        else:
+            others.append(p)
     return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
             torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
 
 def save(name, checkpoint):
-    """Write a file in out_dir, under another name until it is whole: no crash can harm the old."""
+    """Write a temporary file, then rename it, so that a crash can harm no older file."""
     path = os.path.join(out_dir, name)
     torch.save(checkpoint, f'{path}.{os.getpid()}.tmp')
     os.replace(f'{path}.{os.getpid()}.tmp', path)
@@ -219,62 +232,66 @@ def restore(model, optimizers, run):
     model.load_state_dict(latest['model'])
     idx, logits = latest['probe']
     now, _ = model.eval()(idx.to(device))
-    assert torch.allclose(now.cpu(), logits, 1e-2, 1e-2), 'latest.pt is of a model with other code'
+    same = torch.allclose(now.cpu(), logits, rtol=1e-2, atol=1e-2)
+    assert same, 'latest.pt is of a model with other code: it gives other logits'
     for optimizer, state in zip(optimizers, latest['optimizers']):
-        # The momenta are the file's; the learning rate and the weight decay are the settings'.
-        optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
+        settings = optimizer.state_dict()['param_groups']  # not the file's rates and weight decay
+        optimizer.load_state_dict({'state': state, 'param_groups': settings})
     torch.set_rng_state(latest['rng'])
-    torch.cuda.set_rng_state_all(latest['cuda_rng'])
-    return latest['step'], latest['best_loss']
+    ckpt_is_there = os.path.exists(os.path.join(out_dir, 'ckpt.pt'))
+    return latest['step'], latest['best_loss'] if ckpt_is_there else torch.inf
 
 def train():
     """Build the model, or restore it, and take the steps. Evaluate and save it now and then."""
     meta, train_data, val_data = load_data()
     config = SimpleNamespace(vocab_size=len(meta['chars']), block_size=block_size, n_layer=n_layer,
                              n_head=n_head, n_embd=n_embd, dropout=dropout, rotary=rotary)
-    run = vars(config) | {'text': meta['sha256'], 'batch_size': batch_size, 'muon': muon}
     torch.manual_seed(seed)
     model = GPT(config).to(device)
     optimizers = make_optimizers(model)
+    run = vars(config) | {'text': meta['sha256'], 'batch_size': batch_size,
+                          'optimizer': [type(optimizer).__name__ for optimizer in optimizers]}
     begin, best_loss = restore(model, optimizers, run) if resume else (0, torch.inf)
+    lr_factor = lambda i: min((begin + i + 1) / warmup_iters, 1 - (begin + i) / max_iters)
+    schedules = [LambdaLR(optimizer, lr_factor) for optimizer in optimizers]
     os.makedirs(out_dir, exist_ok=True)
-    print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {device}')
+    print(sum(p.numel() for p in model.parameters()), f'parameters, steps {begin} to {max_iters}')
     for step in range(begin, max_iters + 1):
         if step % eval_interval == 0 or step == max_iters:
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # its beginning
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # of as much as val
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
             assert np.isfinite(val_loss), f'{val_loss=} at {step=}: nothing is saved'
             if step > 0:
-                best = val_loss < best_loss or not os.path.exists(os.path.join(out_dir, 'ckpt.pt'))
-                best_loss = val_loss if best else best_loss
                 idx, _ = get_batch(val_data, [0])
-                logits, _ = model.eval()(idx)
+                with torch.no_grad():
+                    logits, _ = model.eval()(idx)  # other code would give other logits
+                is_best = val_loss < best_loss
+                best_loss = min(val_loss, best_loss)
                 checkpoint = dict(
                     config=vars(config), run=run, chars=meta['chars'], model=model.state_dict(),
                     optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
-                    step=step, val_loss=val_loss, best_loss=best_loss, probe=(idx, logits.detach()),
-                    rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state_all())
+                    step=step, val_loss=val_loss, best_loss=best_loss, rng=torch.get_rng_state(),
+                    probe=(idx, logits))
                 save('latest.pt', checkpoint)
-                if best:
+                if is_best:
                     save('ckpt.pt', checkpoint)
         if step == max_iters:
-            break
+            break  # this last pass has only evaluated
         if even_windows:
             starts = even_starts(step, len(train_data) - block_size)  # see the end of this file
         else:
             starts = torch.randint(len(train_data) - block_size, (batch_size,))
         x, y = get_batch(train_data, starts)
-        model.train()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):  # faster products
+        model.train()  # with dropout
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             _, loss = model(x, y)
         loss.backward()
-        share = min(1, (step + 1) / warmup_iters) * (1 - step / max_iters)  # of the learning rates
         for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group['lr'] = share * optimizer.defaults['lr']
             optimizer.step()
             optimizer.zero_grad()
+        for schedule in schedules:
+            schedule.step()  # the learning rates rise or fall
         if (step + 1) % 50 == 0:
             print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
     best = torch.load(os.path.join(out_dir, 'ckpt.pt'), device)
@@ -285,57 +302,58 @@ def train():
 
 # ---- found since GPT-2 ----
 def rotary_table(config):
-    """Return the cosine and the sine, (2, T, D/2), of the angles by which rotate turns.
+    """Return cos and sin, (2, block_size, D/2), of the angles for rotate.
 
-    The angle grows with the position: fast for the first channels, hardly for the last."""
+    Angles grow with the position: fast for the first pair of channels, hardly for the last."""
     D = config.n_embd // config.n_head
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians a position
-    angle = torch.outer(torch.arange(config.block_size), speed)  # (T, D/2)
+    angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
     return torch.stack((angle.cos(), angle.sin()))
 
 def rotate(x, cos_sin):
     """Rotary positions, arxiv.org/abs/2104.09864: turn queries and keys x (2, B, H, T, D).
 
-    Channels i and i + D/2 are the two coordinates of a point, which is turned around the origin.
-    So the score of a query and a key depends on how far apart the two stand, and not on where."""
+    Channels i and i + D/2 of x are a point in a plane, which is turned around the origin. Turning
+    a query and a key by the same angle does not change their score. So the score depends on the
+    difference of their angles, that is, on how far apart the two stand in the text."""
     cos, sin = cos_sin  # (T, D/2) each
-    a, b = x.chunk(2, dim=-1)  # (.., T, D/2) each
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (.., T, D)
+    a, b = x.chunk(2, dim=-1)  # (2, B, H, T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (2, B, H, T, D)
 
 def even_starts(step, n):
     """Return B places from 0 to n - 1, where the windows of this step start.
 
-    The multiples of the golden ratio, modulo 1, fill the range from 0 to 1 evenly, however many of
-    them are taken. So no part of the text is seen more often than others."""
-    golden_ratio = (5 ** 0.5 - 1) / 2
+    The fractions of the multiples of the golden ratio (0.62, 0.24, 0.85, 0.47, ...) fill the range
+    from 0 to 1 evenly, however many there are. So no part of the text is seen far more often."""
+    golden_ratio = (5 ** 0.5 + 1) / 2
     first = np.random.default_rng(seed).random()  # another one for each seed
     i = np.arange(step * batch_size, (step + 1) * batch_size)
-    fraction = (first + i * golden_ratio) % 1  # (B,) of the way through the text
+    fraction = (first + i * golden_ratio) % 1  # (B,)
     return (fraction * n).astype(int)
 
 def newton_schulz(G):
-    """Return G with all singular values at about 1 (0.7 to 1.2), and the same directions.
+    """Return a matrix with the directions of G, all of them about equally strong.
 
-    A singular value of a matrix is its strength in one of its directions. Each pass turns all of
-    them from s into 3.4445 s - 4.775 s^3 + 2.0315 s^5. This lets small ones grow fast and keeps
-    large ones near 1. The numbers are those of kellerjordan.github.io/posts/muon."""
+    Singular values become about 1 (0.7 to 1.2), except those that are almost 0. Each pass turns a
+    singular value s into 3.4445 s - 4.775 s^3 + 2.0315 s^5. These numbers, which let small values
+    grow fast, are from kellerjordan.github.io/posts/muon."""
     if G.shape[0] > G.shape[1]:
-        return newton_schulz(G.mT).mT  # in a wide matrix, X @ X.mT is the smaller product
+        return newton_schulz(G.mT).mT  # of a wide matrix, X @ X.mT is the smaller product
     X = G.bfloat16() if bfloat16 else G
-    X = X / (X.norm() + 1e-7)  # no singular value is above 1
+    X = X / (X.norm() + 1e-7)  # now no singular value is above 1
     for _ in range(5):
         A = X @ X.mT
-        B = torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315)  # -4.7750 A + 2.0315 A A
-        X = torch.addmm(X, B, X, beta=3.4445)  # 3.4445 X + B X
+        P = torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315)  # -4.7750 A + 2.0315 A A
+        X = torch.addmm(X, P, X, beta=3.4445)  # 3.4445 X + P X
     return X
 
 class Muon(torch.optim.Optimizer):
     """Momentum with equally strong directions: kellerjordan.github.io/posts/muon.
 
-    In a mean of gradients, few directions are so strong that they drown out the others. Muon makes
-    all of them equally strong, so that what is rare in the text is learned as fast as the rest. Its
-    steps are those of torch.optim.Muon(adjust_lr_fn='match_rms_adamw'), which always computes in
-    bfloat16 and is therefore slow on most CPUs."""
+    A gradient of a matrix is a sum of directions, few of which are so strong that they drown out
+    the others. Muon makes all equally strong, so that rare patterns are learned faster. Its steps
+    are those of torch.optim.Muon(adjust_lr_fn='match_rms_adamw'), which always computes in bfloat16
+    and is slow on CPUs without it."""
 
     def __init__(self, params, lr, momentum, weight_decay):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -352,9 +370,9 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[p]['mean']  # a running mean of the gradients
                 mean.mul_(beta).add_(p.grad, alpha=1 - beta)
                 ahead = beta * mean + (1 - beta) * p.grad  # Nesterov: the mean, one step ahead
-                update = 0.2 * max(p.shape) ** 0.5 * newton_schulz(ahead)  # entries of RMS 0.2
+                size = 0.2 * max(p.shape) ** 0.5  # makes entries 0.2 or so, as AdamW's steps have
                 p.mul_(1 - group['lr'] * group['weight_decay'])
-                p.sub_(group['lr'] * update)
+                p.sub_(group['lr'] * size * newton_schulz(ahead))
 
 if __name__ == '__main__':
     if hasattr(sys.stdout, 'reconfigure'):  # a notebook's output has no such method

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from pydoc_data import topics
+from pydoc_data import topics  # the texts of Python's help()
 from urllib.request import urlopen
 import numpy as np
 
@@ -30,7 +30,7 @@ def download():
         print(f'Tiny Shakespeare could not be downloaded ({e}). Instead, input.txt will be the\n'
               "reference of the language Python, which every Python brings. The model's text will\n"
               'read like that, not like Shakespeare. To train on a text of your own, put it at\n'
-              'input.txt and run python prepare.py again.')
+              'input.txt; to try the download again, delete input.txt. Then run python prepare.py.')
         text = '\n'.join(topics.topics.values()).encode()
     else:
         if hashlib.sha256(text).hexdigest() != sha256:
@@ -41,12 +41,12 @@ def download():
 
 def pieces():
     """Yield the text in pieces, as it may be larger than the memory. Line ends become \\n."""
-    with open('input.txt', encoding='utf-8-sig') as file:
+    with open('input.txt', encoding='utf-8-sig') as file:  # -sig: without a byte-order mark
         try:
             while piece := file.read(1_000_000):
                 yield piece
         except UnicodeDecodeError as e:
-            before = e.object[:e.start][-30:]
+            before = e.object[max(0, e.start - 30):e.start]
             sys.exit(f'input.txt is not in UTF-8: {e.reason} after {before}. Save it as UTF-8.')
 
 def encode(text, chars):
@@ -67,7 +67,7 @@ def prepare():
     with open('tokens.tmp', 'wb') as file:
         for piece in pieces():
             encode(piece, chars).tofile(file)
-    length = os.path.getsize('tokens.tmp') // 2
+    length = os.path.getsize('tokens.tmp') // 2  # two bytes a token
     if length < 20:
         os.remove('tokens.tmp')
         sys.exit(f'input.txt has {length} characters: put a longer text there, at least 20.')
@@ -76,6 +76,7 @@ def prepare():
     n = int(0.9 * length)  # the first nine tenths are for training, the rest for validation
     tokens[:n].tofile('train.bin.tmp')
     tokens[n:].tofile('val.bin.tmp')
+    del tokens  # else Windows would not remove the file
     with open('meta.json.tmp', 'w') as file:
         json.dump({'chars': chars, 'sha256': digest.hexdigest()}, file)
     for name in ('train.bin', 'val.bin', 'meta.json'):

@@ -7,7 +7,7 @@
     python sample.py
 
 continues `start` with the weights in ckpt.pt. The classes are those of gpt.py, line by line, but
-without dropout, loss and flash. A change of the model is the same change in both files.
+without dropout, loss and flash. A change of the model must be made in both files.
 
 One thing is added, and marked with "cache": each attention keeps the keys and values of all past
 positions, as these never change. So a new character costs the work of one position, where
@@ -26,7 +26,7 @@ num_samples = 1  # the first is printed while it is written, the others at the e
 max_new_tokens = 500  # characters to write
 temperature = 0.8  # below 1, likely characters become even likelier; 0 takes the likeliest only
 top_k = None  # a number from 1 up: choose among so many of the likeliest characters
-top_p = 1.0  # above 0: choose among the likeliest characters that together have this probability
+top_p = 1.0  # choose among the likeliest characters that together have this probability (not 0)
 seed = 1337  # on one machine, a seed gives the same text each time
 show = ''  # 'attention': print a picture of where each character of start looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -52,13 +52,15 @@ class CausalSelfAttention(nn.Module):
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
             q, k = rotate(torch.stack((q, k)), self.cos_sin[:, pos:pos + T])
-        if pos == 0:  # cache: an empty one, at the start of a window of S positions
-            self.cache = x.new_empty(2, B, H, self.config.block_size, D)
-        self.cache[0, :, :, pos:pos + T] = k  # cache: the new keys and values join the old ones
-        self.cache[1, :, :, pos:pos + T] = v
-        k, v = self.cache[:, :, :, :pos + T]  # cache: (B, H, pos+T, D) each, all so far
+        if pos == 0:  # cache: make room for the keys and values of a window
+            self.keys = x.new_empty(B, H, self.config.block_size, D)
+            self.values = x.new_empty(B, H, self.config.block_size, D)
+        self.keys[:, :, pos:pos + T] = k  # cache: add the new ones
+        self.values[:, :, pos:pos + T] = v
+        k = self.keys[:, :, :pos + T]  # (B, H, pos+T, D). cache: go on with all of them
+        v = self.values[:, :, :pos + T]
         wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): a score for each pair of positions
-        tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # 0 for what is in the future
+        tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # row t: 1 up to pos + t
         wei = wei.masked_fill(tril == 0, -torch.inf)
         wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
         self.wei = wei  # for print_attention
@@ -120,31 +122,31 @@ class GPT(nn.Module):
         return self.lm_head(x)  # (B, T, V)
 
 def rotary_table(config):
-    """Return the cosine and the sine, (2, T, D/2), of the angles by which rotate turns."""
+    """Return cos and sin, (2, block_size, D/2), of the angles for rotate."""
     D = config.n_embd // config.n_head
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians a position
-    angle = torch.outer(torch.arange(config.block_size), speed)  # (T, D/2)
+    angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
     return torch.stack((angle.cos(), angle.sin()))
 
 def rotate(x, cos_sin):
     """Rotary positions: turn queries and keys x (2, B, H, T, D)."""
     cos, sin = cos_sin  # (T, D/2) each
-    a, b = x.chunk(2, dim=-1)  # (.., T, D/2) each
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (.., T, D)
+    a, b = x.chunk(2, dim=-1)  # (2, B, H, T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (2, B, H, T, D)
 
 def load_model():
     """Return the model in ckpt.pt and its characters."""
     path = os.path.join(out_dir, 'ckpt.pt')
     if not os.path.exists(path):
         sys.exit(f'There is no {path} yet: run python gpt.py first.')
-    ckpt = torch.load(path, device)  # it can hold tensors, numbers and text, but no code
+    ckpt = torch.load(path, device)  # this refuses files with code in them
     model = GPT(SimpleNamespace(**ckpt['config'])).to(device).eval()
     model.load_state_dict(ckpt['model'])
     for module in model.modules():
-        if isinstance(module, nn.Linear):  # this order in memory is the fastest for short inputs
+        if isinstance(module, nn.Linear):  # stored by columns, it is faster for short inputs
             module.weight.data = module.weight.t().contiguous().t()
     idx, logits = ckpt['probe']  # one window and its logits, as gpt.py computed them
-    half = idx.shape[1] // 2
+    half = idx.shape[1] // 2  # in two halves, so that the second one needs the cache
     now = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)
     if not torch.allclose(now, logits, rtol=1e-2, atol=1e-2):
         sys.exit('ckpt.pt is of another model: make the changes of gpt.py in sample.py too.')
@@ -168,14 +170,14 @@ def choose(logits):
     logits, tokens = logits[:, :top_k], tokens[:, :top_k]
     probs = (logits / max(temperature, 1e-9)).softmax(dim=-1)
     before = probs.cumsum(dim=-1) - probs  # the probability of all that are likelier
-    probs[before >= top_p] = 0
-    return tokens.gather(1, torch.multinomial(probs, num_samples=1))
+    probs[before >= top_p] = 0  # those before are enough
+    return tokens.gather(1, torch.multinomial(probs, num_samples=1))  # in proportion to probs
 
 def generate(model, idx):
     """Yield the tokens (B, 1) that continue idx (B, T), one after the other.
 
-    The model reads the last S = block_size characters of a long idx. Whenever its window is full,
-    it reads the last half of the window again, as the first half of a new one."""
+    The model reads the last S = block_size characters of a long idx. Whenever the window is full,
+    its last half becomes the first half of a new one, and is read again at its new positions."""
     S = model.config.block_size
     idx = idx[:, -S:]
     pos = 0
@@ -207,18 +209,19 @@ def main():
     torch.backends.mkldnn.enabled = False  # oneDNN is slow when each call has another shape
     torch.set_num_threads(1)  # one position is too little work to share
     model, chars = load_model()
-    text = start or chars[0]  # a new text begins after a line end, where the text has any
+    text = start or chars[0]  # a new text begins after the first of chars, often a line end
     idx = torch.tensor([encode(text, chars)], device=device)  # (1, T)
     if show == 'attention':
         print_attention(model, idx[:, -model.config.block_size:], chars)
     torch.manual_seed(seed)
-    written = [idx.expand(num_samples, -1)]  # (B, T)
+    prompt = idx.expand(num_samples, -1)  # (B, T)
+    written = [prompt]
     print(text, end='')
-    for idx_next in generate(model, written[0]):
+    for idx_next in generate(model, prompt):
         written.append(idx_next)
         print(decode(idx_next[0].tolist(), chars), end='', flush=True)
     print()
-    for tokens in torch.cat(written, dim=1)[1:].tolist():
+    for tokens in torch.cat(written, dim=1)[1:].tolist():  # all samples but the first
         print('-' * 40)
         print(decode(tokens, chars))
 
