@@ -9,8 +9,9 @@
 trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
 Shakespeare it reaches a validation loss of 1.46 in some minutes on two CPU cores.
 
-The parts have GPT-2's names. A shape such as (B, T, C) means B windows in a batch, T characters in
-a window, C channels; each of H heads has D = C / H channels, and the text has V characters."""
+The parts have GPT-2's names, and test_gpt.py shows what each is good for. A shape such as (B, T, C)
+means B windows in a batch, T characters in a window, C channels. Each of the H heads has D = C / H
+channels. The text has V different characters."""
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
 out_dir = '.'  # the folder of ckpt.pt (the best weights) and latest.pt (to go on from)
-resume = False  # True: go on from latest.pt. False: start anew, and soon replace both files
+resume = False  # True: go on from latest.pt. False: start anew, which overwrites both files
 seed = 1337  # on one CPU, a seed gives the same run each time, bit for bit
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
@@ -45,8 +46,8 @@ bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else c
 # edit the scores or the mask: the code that is written out works on every device.
 flash = gpu
 
-# Found since GPT-2; the code is at the end of this file. With all three False, this is GPT-2's
-# model and its training, but for what the docstring of GPT names.
+# Found since GPT-2; the code is at the end of this file. With all three switches False, this is
+# GPT-2's model and its training, except for what the docstring of GPT names.
 rotary = True  # queries and keys are rotated by their position. False: learned positions are added
 even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
@@ -87,7 +88,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
         self.dropout = nn.Dropout(config.dropout)
-        if config.rotary:  # see the end of this file; a buffer moves with the model to a device
+        if config.rotary:  # see the end of this file
             self.register_buffer('cos_sin', rotary_table(config), persistent=False)
 
     def forward(self, x):
@@ -98,11 +99,12 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
-            q, k = rotate(torch.stack((q, k)), self.cos_sin[:, :T])  # both by the same angles
+            cos_sin = self.cos_sin[:, :T]  # (2, T, D/2): each position has its own angle
+            q, k = rotate(q, cos_sin), rotate(k, cos_sin)
         if flash:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
-            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): a score of each query for each key
+            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): scores, small enough for a soft softmax
             tril = torch.ones(T, T, device=x.device).tril()  # 0 for what is in the future
             wei = wei.masked_fill(tril == 0, -torch.inf)
             wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
@@ -147,8 +149,10 @@ class GPT(nn.Module):
     False, this is GPT-2's model, except that
     - the Linears have no biases,
     - dropout acts at the end of attention and of MLP only,
-    - the Linears are initialised as PyTorch does it, and so is wte, which is one with lm_head,
-    - GELU is exact, where GPT-2 has an approximation."""
+    - the Linears are initialised as PyTorch does it (wte shares the weights of lm_head),
+    - GELU is exact, where GPT-2 has an approximation.
+    Training differs in that the learning rate falls in a straight line, not as a cosine, that
+    gradients are not clipped, and that weight decay acts on all parameters."""
 
     def __init__(self, config):
         super().__init__()
@@ -216,6 +220,22 @@ def make_optimizers(model):
     return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
             torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
 
+def lr_factor(step):
+    """Return the learning rate of a step, as a share of the one in the settings."""
+    warmup = min(1, (step + 1) / warmup_iters)
+    decay = 1 - step / max_iters
+    return warmup * decay
+
+def make_checkpoint(model, optimizers, idx):
+    """Return what sample.py and restore need to rebuild the model and to go on with it.
+
+    probe is an input (1, T) and its logits: a model with other code would give other logits."""
+    with torch.no_grad():
+        logits, _ = model.eval()(idx)
+    return dict(config=vars(model.config), model=model.state_dict(), probe=(idx, logits),
+                optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
+                rng=torch.get_rng_state())
+
 def save(name, checkpoint):
     """Write a temporary file, then rename it, so that a crash can harm no older file."""
     path = os.path.join(out_dir, name)
@@ -234,12 +254,14 @@ def restore(model, optimizers, run):
     now, _ = model.eval()(idx.to(device))
     same = torch.allclose(now.cpu(), logits, rtol=1e-2, atol=1e-2)
     assert same, 'latest.pt is of a model with other code: it gives other logits'
+    assert latest['step'] <= max_iters, f'latest.pt has taken {latest["step"]} steps already'
     for optimizer, state in zip(optimizers, latest['optimizers']):
-        settings = optimizer.state_dict()['param_groups']  # not the file's rates and weight decay
-        optimizer.load_state_dict({'state': state, 'param_groups': settings})
+        groups = optimizer.state_dict()['param_groups']  # with the rate and decay of the settings
+        optimizer.load_state_dict({'state': state, 'param_groups': groups})
     torch.set_rng_state(latest['rng'])
-    ckpt_is_there = os.path.exists(os.path.join(out_dir, 'ckpt.pt'))
-    return latest['step'], latest['best_loss'] if ckpt_is_there else torch.inf
+    if not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
+        latest['best_loss'] = torch.inf  # ckpt.pt was moved away, so the next one is the best
+    return latest['step'], latest['best_loss']
 
 def train():
     """Build the model, or restore it, and take the steps. Evaluate and save it now and then."""
@@ -249,35 +271,32 @@ def train():
     torch.manual_seed(seed)
     model = GPT(config).to(device)
     optimizers = make_optimizers(model)
-    run = vars(config) | {'text': meta['sha256'], 'batch_size': batch_size,
+    run = vars(config) | {'text': meta, 'batch_size': batch_size,
                           'optimizer': [type(optimizer).__name__ for optimizer in optimizers]}
-    begin, best_loss = restore(model, optimizers, run) if resume else (0, torch.inf)
-    lr_factor = lambda i: min((begin + i + 1) / warmup_iters, 1 - (begin + i) / max_iters)
-    schedules = [LambdaLR(optimizer, lr_factor) for optimizer in optimizers]
+    begin, best_loss = 0, torch.inf
+    if resume:
+        begin, best_loss = restore(model, optimizers, run)
+    schedules = [LambdaLR(optimizer, lambda i: lr_factor(begin + i)) for optimizer in optimizers]
     os.makedirs(out_dir, exist_ok=True)
-    print(sum(p.numel() for p in model.parameters()), f'parameters, steps {begin} to {max_iters}')
+    n = sum(p.numel() for p in model.parameters())
+    print(f'{n:,} parameters on {device}, steps {begin} to {max_iters}')
     for step in range(begin, max_iters + 1):
         if step % eval_interval == 0 or step == max_iters:
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # of as much as val
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as long as val
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
             assert np.isfinite(val_loss), f'{val_loss=} at {step=}: nothing is saved'
             if step > 0:
-                idx, _ = get_batch(val_data, [0])
-                with torch.no_grad():
-                    logits, _ = model.eval()(idx)  # other code would give other logits
                 is_best = val_loss < best_loss
                 best_loss = min(val_loss, best_loss)
-                checkpoint = dict(
-                    config=vars(config), run=run, chars=meta['chars'], model=model.state_dict(),
-                    optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
-                    step=step, val_loss=val_loss, best_loss=best_loss, rng=torch.get_rng_state(),
-                    probe=(idx, logits))
+                idx, _ = get_batch(val_data, [0])
+                checkpoint = make_checkpoint(model, optimizers, idx) | dict(
+                    run=run, chars=meta['chars'], step=step, val_loss=val_loss, best_loss=best_loss)
                 save('latest.pt', checkpoint)
                 if is_best:
                     save('ckpt.pt', checkpoint)
         if step == max_iters:
-            break  # this last pass has only evaluated
+            break  # the last pass only evaluates
         if even_windows:
             starts = even_starts(step, len(train_data) - block_size)  # see the end of this file
         else:
@@ -296,35 +315,35 @@ def train():
             print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
     best = torch.load(os.path.join(out_dir, 'ckpt.pt'), device)
     model.load_state_dict(best['model'])
-    idx = model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), 300)
-    print(decode(idx[0].tolist(), meta['chars']))
+    start = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first of chars
+    print(decode(model.generate(start, 300)[0].tolist(), meta['chars']))
     print(f'ckpt.pt has the best weights, val loss {best["val_loss"]:.4f}. Next: python sample.py')
 
 # ---- found since GPT-2 ----
 def rotary_table(config):
     """Return cos and sin, (2, block_size, D/2), of the angles for rotate.
 
-    Angles grow with the position: fast for the first pair of channels, hardly for the last."""
+    Angles grow with the position: fast for the first pairs of channels, hardly for the last."""
     D = config.n_embd // config.n_head
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians a position
     angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
     return torch.stack((angle.cos(), angle.sin()))
 
 def rotate(x, cos_sin):
-    """Rotary positions, arxiv.org/abs/2104.09864: turn queries and keys x (2, B, H, T, D).
+    """Rotary positions, arxiv.org/abs/2104.09864: turn queries or keys x (B, H, T, D).
 
-    Channels i and i + D/2 of x are a point in a plane, which is turned around the origin. Turning
-    a query and a key by the same angle does not change their score. So the score depends on the
-    difference of their angles, that is, on how far apart the two stand in the text."""
+    The pair of channels i and i + D/2 is a point in a plane, which is turned around the origin, by
+    an angle for each position. The score of a query and a key then depends on the difference of
+    their two angles, that is, on how far apart they stand, and no longer on where."""
     cos, sin = cos_sin  # (T, D/2) each
-    a, b = x.chunk(2, dim=-1)  # (2, B, H, T, D/2) each
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (2, B, H, T, D)
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
 
 def even_starts(step, n):
     """Return B places from 0 to n - 1, where the windows of this step start.
 
-    The fractions of the multiples of the golden ratio (0.62, 0.24, 0.85, 0.47, ...) fill the range
-    from 0 to 1 evenly, however many there are. So no part of the text is seen far more often."""
+    The fractions of the multiples of the golden ratio (0.62, 0.24, 0.85, 0.47, ...) never bunch up:
+    each falls into one of the widest gaps. So all parts of the text are seen about as often."""
     golden_ratio = (5 ** 0.5 + 1) / 2
     first = np.random.default_rng(seed).random()  # another one for each seed
     i = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -370,7 +389,7 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[p]['mean']  # a running mean of the gradients
                 mean.mul_(beta).add_(p.grad, alpha=1 - beta)
                 ahead = beta * mean + (1 - beta) * p.grad  # Nesterov: the mean, one step ahead
-                size = 0.2 * max(p.shape) ** 0.5  # makes entries 0.2 or so, as AdamW's steps have
+                size = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in AdamW's steps
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * size * newton_schulz(ahead))
 

@@ -10,6 +10,7 @@ downloads Tiny Shakespeare if there is no input.txt. Any other text in UTF-8 can
 prepare.py again whenever the text has changed. A token is the number of a character. train.bin and
 val.bin hold the tokens of the two splits, two bytes each, and meta.json holds the characters."""
 import hashlib
+import http.client
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ def download():
     """Write input.txt: Tiny Shakespeare or, if it cannot be reached, another text."""
     try:
         text = urlopen(url, timeout=10).read()
-    except OSError as e:
+    except (OSError, http.client.HTTPException) as e:
         print(f'Tiny Shakespeare could not be downloaded ({e}). Instead, input.txt will be the\n'
               "reference of the language Python, which every Python brings. The model's text will\n"
               'read like that, not like Shakespeare. To train on a text of your own, put it at\n'

@@ -9,9 +9,9 @@
 continues `start` with the weights in ckpt.pt. The classes are those of gpt.py, line by line, but
 without dropout, loss and flash. A change of the model must be made in both files.
 
-One thing is added, and marked with "cache": each attention keeps the keys and values of all past
-positions, as these never change. So a new character costs the work of one position, where
-gpt.py's generate computes the whole window again."""
+A cache is added, and marked as such: each attention keeps the keys and values of all positions so
+far, as these never change. So a new character costs the work of one position, where generate in
+gpt.py computes the whole window again. pos is the position of the first new character."""
 import os
 import sys
 from types import SimpleNamespace
@@ -51,7 +51,8 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
-            q, k = rotate(torch.stack((q, k)), self.cos_sin[:, pos:pos + T])
+            cos_sin = self.cos_sin[:, pos:pos + T]  # (2, T, D/2): each position has its own angle
+            q, k = rotate(q, cos_sin), rotate(k, cos_sin)
         if pos == 0:  # cache: make room for the keys and values of a window
             self.keys = x.new_empty(B, H, self.config.block_size, D)
             self.values = x.new_empty(B, H, self.config.block_size, D)
@@ -122,17 +123,17 @@ class GPT(nn.Module):
         return self.lm_head(x)  # (B, T, V)
 
 def rotary_table(config):
-    """Return cos and sin, (2, block_size, D/2), of the angles for rotate."""
+    """Return cos and sin, (2, block_size, D/2), of the angles for rotate: see gpt.py."""
     D = config.n_embd // config.n_head
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians a position
     angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
     return torch.stack((angle.cos(), angle.sin()))
 
 def rotate(x, cos_sin):
-    """Rotary positions: turn queries and keys x (2, B, H, T, D)."""
+    """Rotary positions, see gpt.py: turn queries or keys x (B, H, T, D)."""
     cos, sin = cos_sin  # (T, D/2) each
-    a, b = x.chunk(2, dim=-1)  # (2, B, H, T, D/2) each
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (2, B, H, T, D)
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
 
 def load_model():
     """Return the model in ckpt.pt and its characters."""
@@ -170,7 +171,7 @@ def choose(logits):
     logits, tokens = logits[:, :top_k], tokens[:, :top_k]
     probs = (logits / max(temperature, 1e-9)).softmax(dim=-1)
     before = probs.cumsum(dim=-1) - probs  # the probability of all that are likelier
-    probs[before >= top_p] = 0  # those before are enough
+    probs[before >= top_p] = 0  # likelier ones already have that much
     return tokens.gather(1, torch.multinomial(probs, num_samples=1))  # in proportion to probs
 
 def generate(model, idx):
@@ -182,7 +183,7 @@ def generate(model, idx):
     idx = idx[:, -S:]
     pos = 0
     for _ in range(max_new_tokens):
-        logits = model(idx[:, pos:], pos)  # (B, T, V): at pos = 0 for all of idx, else T = 1
+        logits = model(idx[:, pos:], pos)  # (B, T, V); at pos = 0, T is all, then 1
         idx_next = choose(logits[:, -1])  # (B, 1)
         yield idx_next
         pos = idx.shape[1]
@@ -206,7 +207,7 @@ def print_attention(model, idx, chars):
 
 @torch.inference_mode()
 def main():
-    torch.backends.mkldnn.enabled = False  # oneDNN is slow when each call has another shape
+    torch.backends.mkldnn.enabled = False  # on a CPU, oneDNN is slow when shapes always change
     torch.set_num_threads(1)  # one position is too little work to share
     model, chars = load_model()
     text = start or chars[0]  # a new text begins after the first of chars, often a line end
