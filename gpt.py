@@ -292,9 +292,9 @@ def train():
                 idx, _ = get_batch(val_data, [0])
                 checkpoint = make_checkpoint(model, optimizers, idx) | dict(
                     run=run, chars=meta['chars'], step=step, val_loss=val_loss, best_loss=best_loss)
-                save('latest.pt', checkpoint)
                 if is_best:
                     save('ckpt.pt', checkpoint)
+                save('latest.pt', checkpoint)
         if step == max_iters:
             break  # the last pass only evaluates
         if even_windows:

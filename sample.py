@@ -60,7 +60,7 @@ class CausalSelfAttention(nn.Module):
         self.values[:, :, pos:pos + T] = v
         k = self.keys[:, :, :pos + T]  # (B, H, pos+T, D). cache: go on with all of them
         v = self.values[:, :, :pos + T]
-        wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): a score for each pair of positions
+        wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): scores, small enough for a soft softmax
         tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # row t: 1 up to pos + t
         wei = wei.masked_fill(tril == 0, -torch.inf)
         wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
