@@ -61,8 +61,9 @@ class CausalSelfAttention(nn.Module):
         k = self.keys[:, :, :pos + T]  # (B, H, pos+T, D). cache: go on with all of them
         v = self.values[:, :, :pos + T]
         wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): scores, small enough for a soft softmax
-        tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # row t: 1 up to pos + t
-        wei = wei.masked_fill(tril == 0, -torch.inf)
+        if T > 1:  # cache: one new position alone has no future to hide
+            tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # row t: 1 up to pos + t
+            wei = wei.masked_fill(tril == 0, -torch.inf)
         wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
         self.wei = wei  # for print_attention
         y = wei @ v  # (B, H, T, D)
