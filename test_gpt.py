@@ -685,6 +685,21 @@ def test_even_windows_are_spread_evenly_however_many_have_been_taken(monkeypatch
     monkeypatch.setattr(gpt, 'seed', 1338)
     assert not set(first) & set(gpt.even_starts(0, n))  # another seed, other places
 
+@pytest.mark.parametrize('even', [True, False])
+def test_the_switch_decides_between_even_and_random_windows(monkeypatch, even):
+    write_data()
+    get_batch = gpt.get_batch
+    taken = []
+
+    def record(data, starts):
+        taken.append([int(i) for i in starts])
+        return get_batch(data, starts)
+
+    set_globals(monkeypatch, gpt, get_batch=record, even_windows=even)
+    gpt.train()
+    for step in range(12):
+        assert (gpt.even_starts(step, 2700 - gpt.block_size).tolist() in taken) == even
+
 # ---- training ----
 def test_a_run_says_what_it_does_and_leaves_what_sample_needs(monkeypatch, capsys):
     write_data()
