@@ -30,13 +30,13 @@ resume = False  # True: go on from latest.pt. False: start anew, which overwrite
 seed = 1337  # on one CPU, a seed gives the same run each time, bit for bit
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
-max_iters = 1000 if gpu else 2200  # steps of training
+max_iters = 1000 if gpu else 2500  # steps of training
 eval_interval = 500  # steps from one evaluation to the next; each evaluation saves the model
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
 dropout = 0.2 if gpu else 0.0  # share of a block's results set to 0: more of it overfits less
-warmup_iters = 100  # steps in which the learning rate rises; then it falls, to 0 at max_iters
+warmup_iters = 1 + max_iters // 25  # the learning rate rises so long, then falls to 0
 learning_rate = 2e-3  # of AdamW, if muon is False
 weight_decay = 0.1  # of AdamW, if muon is False: each step shrinks weights by this * learning rate
 # Products in bfloat16 are faster where the hardware has them.
