@@ -839,6 +839,18 @@ def test_a_kill_at_any_moment_leaves_checkpoints_that_load():
         process.wait()
         assert weights('ckpt.pt').keys() == weights('latest.pt').keys()
 
+def test_a_save_that_breaks_off_leaves_the_old_file(monkeypatch):
+    gpt.save('latest.pt', {'step': 1})
+
+    def break_off(checkpoint, path):
+        Path(path).write_bytes(b'half a file')
+        raise OSError('no space left')
+
+    monkeypatch.setattr(torch, 'save', break_off)
+    with pytest.raises(OSError, match='no space'):
+        gpt.save('latest.pt', {'step': 2})
+    assert torch.load('latest.pt') == {'step': 1}
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_replaces_nothing(monkeypatch):
     write_data()
     gpt.train()
