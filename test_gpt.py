@@ -407,15 +407,19 @@ def test_to_write_is_to_predict_sample_append_and_predict_again():
         idx = torch.cat((idx, torch.multinomial(probs, 1)), dim=1)
     assert torch.equal(written, idx)
 
-@torch.no_grad()
-@pytest.mark.parametrize('rotary', [True, False])
-def test_a_cache_of_keys_and_values_saves_computing_the_past_again(rotary):
-    model, cached = gpt_and_sample(tiny(rotary=rotary))
+def assert_same_logits(model, cached):
+    """A model of gpt.py and one of sample.py, which has a cache, must agree."""
     idx = torch.randint(10, (2, 12))
     expected, _ = model(idx)
     assert_close(cached(idx[:, :8], 0), expected[:, :8])  # a prompt at once
     for t in range(8, 12):  # then character by character
         assert_close(cached(idx[:, t:t + 1], t), expected[:, t:t + 1])
+
+@torch.no_grad()
+@pytest.mark.parametrize('rotary', [True, False])
+def test_a_cache_of_keys_and_values_saves_computing_the_past_again(rotary):
+    model, cached = gpt_and_sample(tiny(rotary=rotary))
+    assert_same_logits(model, cached)
 
 @pytest.mark.parametrize('settings, expected', [
     ({}, [0.1, 0.4, 0.3, 0.2]),
@@ -1002,11 +1006,7 @@ def test_an_edit_of_the_model_is_the_same_edit_in_both_files(row):
             gpt_and_sample(config, theirs, ours)
         return
     model, cached = gpt_and_sample(config, theirs, ours)
-    idx = torch.randint(10, (2, 12))
-    expected, _ = model(idx)
-    assert_close(cached(idx[:, :8], 0), expected[:, :8])  # a prompt at once
-    for t in range(8, 12):  # then character by character
-        assert_close(cached(idx[:, t:t + 1], t), expected[:, t:t + 1])
+    assert_same_logits(model, cached)
 
 @pytest.mark.parametrize('row', MODEL_ROWS, ids=[row[0] for row in MODEL_ROWS])
 def test_an_edited_model_trains_and_sample_py_refuses_it_until_it_is_edited_too(row):
