@@ -6,9 +6,9 @@
 
     python bigram.py
 
-trains on what prepare.py made and writes a sample. On Tiny Shakespeare it reaches a validation loss
-of 2.49 in seconds. A shape such as (B, T) means B windows of T characters; the text has V different
-characters."""
+The script trains on the files that prepare.py made and writes a sample. On Tiny Shakespeare, the
+model reaches a validation loss of 2.49 in seconds. A shape such as (B, T) means B windows of T
+characters. The text has V different characters."""
 import json
 import os
 import sys
@@ -40,7 +40,7 @@ def load_data():
     return chars, train_data, val_data
 
 def get_batch(data):
-    """Return random windows of data, and their targets: (B, T) each."""
+    """Return random windows of data, and their targets. Both are (B, T)."""
     starts = torch.randint(len(data) - block_size, (batch_size,)).tolist()
     windows = [data[i:i + block_size + 1] for i in starts]
     idx = torch.tensor(np.stack(windows)).long().to(device)  # (B, T+1)
@@ -59,7 +59,9 @@ class Bigram(nn.Module):
         self.table = nn.Embedding(vocab_size, vocab_size)
 
     def forward(self, idx, targets=None):
-        """Return logits (B, T, V) of what follows each of idx (B, T), and their loss or None."""
+        """Return the logits (B, T, V) for what follows each token of idx (B, T), and the loss.
+
+        Without targets (B, T), the loss is None."""
         logits = self.table(idx)  # (B, T, V)
         if targets is None:
             return logits, None
@@ -69,7 +71,7 @@ class Bigram(nn.Module):
     def generate(self, idx, max_new_tokens):
         """Append max_new_tokens tokens to each row of idx (B, T), one after the other."""
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -1:])  # (B, 1, V): the last character is all it looks at
+            logits, _ = self(idx[:, -1:])  # (B, 1, V): a bigram sees only the last character
             probs = logits[:, -1].softmax(dim=-1)  # (B, V)
             idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1)
             idx = torch.cat((idx, idx_next), dim=1)  # (B, T+1)
@@ -79,7 +81,7 @@ class Bigram(nn.Module):
 @torch.no_grad()
 def estimate_loss(model, data):
     """Return the mean loss over eval_iters random batches of data."""
-    model.eval()  # changes nothing in a bigram, but a good habit: a model may have dropout
+    model.eval()  # a good habit: a bigram has no dropout, but other models do
     losses = torch.zeros(eval_iters)
     for i in range(eval_iters):
         x, y = get_batch(data)
@@ -110,7 +112,7 @@ def train():
     print(decode(idx[0].tolist(), chars))
 
 if __name__ == '__main__':
-    torch.set_num_threads(1)  # for so small a model, a second thread is no help
+    torch.set_num_threads(1)  # a second thread does not help so small a model
     if hasattr(sys.stdout, 'reconfigure'):  # a notebook's output has no such method
         sys.stdout.reconfigure(errors='replace')  # a character that cannot be shown becomes a ?
     train()

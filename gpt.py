@@ -2,16 +2,17 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch==2.13.0", "numpy"]
 # ///
-"""A GPT: a character-level, decoder-only Transformer, built and trained in one file.
+"""Build and train a GPT: a Transformer that predicts the next character from those before it.
 
     python gpt.py
 
-trains on what prepare.py made, keeps the best weights in ckpt.pt and writes a sample. On Tiny
-Shakespeare it reaches a validation loss of 1.47 in some minutes on two CPU cores.
+The script trains on the files that prepare.py made, keeps the best weights in ckpt.pt and writes
+a sample. On Tiny Shakespeare, the model reaches a validation loss of 1.47 in some minutes on two
+CPU cores.
 
-The parts have GPT-2's names, and test_gpt.py shows what each is good for. A shape such as (B, T, C)
-means B windows in a batch, T characters in a window, C channels. Each of the H heads has D = C / H
-channels. The text has V different characters."""
+The parts have GPT-2's names, and test_gpt.py shows what each part is for. A shape such as
+(B, T, C) means B windows in a batch, T characters in a window and C channels at each character.
+Each of the H heads has D = C / H channels. The text has V different characters."""
 import json
 import os
 import sys
@@ -25,38 +26,40 @@ from torch.optim.lr_scheduler import LambdaLR
 # ---- settings: a small model for a CPU, a larger one for a GPU ----
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
-out_dir = '.'  # the folder of ckpt.pt (the best weights) and latest.pt (to go on from)
-resume = False  # True: go on from latest.pt. False: start anew, which overwrites both files
-seed = 1337  # on one CPU, a seed gives the same run each time, bit for bit
+out_dir = '.'  # the folder of ckpt.pt (the best weights) and latest.pt (for resuming)
+resume = False  # True: continue from latest.pt. False: start from scratch and overwrite both files
+seed = 1337  # on the same CPU, the same seed gives the same run, bit for bit
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
-max_iters = 1000 if gpu else 2500  # steps of training
+max_iters = 1000 if gpu else 2500  # training steps
 eval_interval = 500  # steps from one evaluation to the next; each evaluation saves the model
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
-dropout = 0.2 if gpu else 0.0  # share of a block's results set to 0: more of it overfits less
-warmup_iters = 1 + max_iters // 25  # the learning rate rises so long, then falls to 0
+dropout = 0.2 if gpu else 0.0  # share of results that is set to 0: more dropout reduces overfitting
+warmup_iters = 1 + max_iters // 25  # the learning rate rises for so many steps, then falls to 0
 learning_rate = 2e-3  # of AdamW, if muon is False
-weight_decay = 0.1  # of AdamW, if muon is False: each step shrinks weights by this * learning rate
-# Products in bfloat16 are faster where the hardware has them.
+# Each step of AdamW also shrinks the weights by the share weight_decay * learning_rate.
+weight_decay = 0.1  # of AdamW, if muon is False
+# Products in bfloat16, a 16-bit format, are faster where the hardware supports the format.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
-# True: one fused call computes attention, which is faster on a GPU. Set this to False before you
-# edit the scores or the mask: the code that is written out works on every device.
+# True: one call of PyTorch computes all of attention, which is faster on a GPU. Set flash to False
+# before you edit the scores or the mask. Then the lines in forward are used on every device.
 flash = gpu
 
-# Found since GPT-2; the code is at the end of this file. With all three switches False, this is
-# GPT-2's model and its training, except for what the docstring of GPT names.
+# These three switches turn on what has been found since GPT-2. The code is at the end of this file.
+# With all three False, the model and its training are those of GPT-2, except for what the docstring
+# of GPT lists.
 rotary = True  # queries and keys are rotated by their position. False: learned positions are added
 even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
 muon_learning_rate = 1e-2  # of Muon and of the AdamW beside it
-muon_weight_decay = 2.0 if gpu else 0.3  # of Muon. So much keeps the large model from overfitting
+muon_weight_decay = 2.0 if gpu else 0.3  # of Muon. 2.0 keeps the large model from overfitting
 
 # ---- data ----
 def load_data():
-    """Return what prepare.py made: chars and sha256 of the text, and the tokens of both splits."""
+    """Return the characters and the checksum of the text, and the tokens of both splits."""
     if not os.path.exists('meta.json'):
         sys.exit('There is no data yet: run python prepare.py first.')
     meta = json.load(open('meta.json'))
@@ -67,9 +70,9 @@ def load_data():
     return meta, train_data, val_data
 
 def get_batch(data, starts):
-    """Return the windows of data that begin at starts, and their targets: (B, T) each.
+    """Return the windows of data that begin at starts, and their targets. Both are (B, T).
 
-    A window holds T examples at once, since each of its characters has the next one as target."""
+    A window holds T examples at once: the target of each character is the next character."""
     windows = [data[i:i + block_size + 1] for i in starts]
     idx = torch.tensor(np.stack(windows)).long().to(device)  # (B, T+1)
     return idx[:, :-1], idx[:, 1:]
@@ -80,7 +83,7 @@ def decode(tokens, chars):
 
 # ---- the model ----
 class CausalSelfAttention(nn.Module):
-    """Communication: each position gathers what it needs from itself and the positions before."""
+    """Communication: each position gathers what it needs from itself and those before it."""
 
     def __init__(self, config):
         super().__init__()
@@ -104,10 +107,10 @@ class CausalSelfAttention(nn.Module):
         if flash:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
-            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): scores, small enough for a soft softmax
+            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): scores, kept small for the softmax
             tril = torch.ones(T, T, device=x.device).tril()  # 0 for what is in the future
             wei = wei.masked_fill(tril == 0, -torch.inf)
-            wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
+            wei = wei.softmax(dim=-1)  # each row: weights from 0 to 1 that sum to 1
             y = wei @ v  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
         return self.dropout(self.c_proj(y))
@@ -128,7 +131,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Communication, then computation. Each adds its result to x: a residual connection.
 
-    LayerNorm gives each position's channels mean 0 and variance 1, then a learned gain and bias."""
+    LayerNorm brings the channels of each position to mean 0 and variance 1. It then applies a
+    learned gain and bias."""
 
     def __init__(self, config):
         super().__init__()
@@ -143,23 +147,23 @@ class Block(nn.Module):
         return x
 
 class GPT(nn.Module):
-    """From characters to the logits of the character that follows each of them.
+    """Compute, for each character, the logits (scores) of the character that follows.
 
     config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. If rotary is
     False, this is GPT-2's model, except that
-    - the Linears have no biases,
+    - the linear layers have no biases,
     - dropout acts at the end of attention and of MLP only,
-    - the Linears are initialised as PyTorch does it (wte shares the weights of lm_head),
-    - GELU is exact, where GPT-2 has an approximation.
-    Training differs in that the learning rate falls in a straight line, not as a cosine, that
-    gradients are not clipped, and that weight decay acts on all parameters."""
+    - the linear layers, and wte with them, are initialized in PyTorch's default way,
+    - GELU is exact, whereas GPT-2 approximates it.
+    Training differs in three ways: the learning rate falls in a straight line and not as a cosine,
+    gradients are not clipped, and weight decay acts on all parameters."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what each character is
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # a vector for each character
         if not config.rotary:
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # a vector for each place
             nn.init.normal_(self.wpe.weight, std=0.02)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -167,7 +171,9 @@ class GPT(nn.Module):
         self.wte.weight = self.lm_head.weight  # tied: one table for reading and for writing
 
     def forward(self, idx, targets=None):
-        """Return logits (B, T, V) of what follows each of idx (B, T), and their loss or None."""
+        """Return the logits (B, T, V) for what follows each token of idx (B, T), and the loss.
+
+        Without targets (B, T), the loss is None."""
         x = self.wte(idx)  # (B, T, C)
         if not self.config.rotary:
             x = x + self.wpe(torch.arange(idx.shape[1], device=idx.device))  # (B, T, C)
@@ -195,7 +201,7 @@ class GPT(nn.Module):
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """Return the mean loss, without dropout, over adjacent windows from all of data."""
+    """Return the mean loss, without dropout, over all of data, cut into adjacent windows."""
     was_training = model.training
     model.eval()
     starts = range(0, len(data) - block_size, block_size)
@@ -227,9 +233,9 @@ def lr_factor(step):
     return warmup * decay
 
 def make_checkpoint(model, optimizers, idx):
-    """Return what sample.py and restore need to rebuild the model and to go on with it.
+    """Return what sample.py needs to rebuild the model, and what restore needs to continue.
 
-    probe is an input (1, T) and its logits: a model with other code would give other logits."""
+    probe is an input (1, T) and its logits: if the code of the model changes, the logits change."""
     with torch.no_grad():
         logits, _ = model.eval()(idx)
     return dict(config=vars(model.config), model=model.state_dict(), probe=(idx, logits),
@@ -237,15 +243,15 @@ def make_checkpoint(model, optimizers, idx):
                 rng=torch.get_rng_state())
 
 def save(name, checkpoint):
-    """Write a temporary file, then rename it, so that a crash can harm no older file."""
+    """Write a temporary file, then rename it, so that a crash cannot damage the old file."""
     path = os.path.join(out_dir, name)
     torch.save(checkpoint, f'{path}.{os.getpid()}.tmp')
     os.replace(f'{path}.{os.getpid()}.tmp', path)
 
 def restore(model, optimizers, run):
-    """Load latest.pt into model and optimizers. Return its step and the best loss until then.
+    """Load latest.pt into model and optimizers. Return the step that it had reached and best_loss.
 
-    AssertionError: latest.pt is of another text, model, batch size or optimizer."""
+    An AssertionError says that latest.pt has another text, model, batch size or optimizer."""
     latest = torch.load(os.path.join(out_dir, 'latest.pt'), 'cpu')
     changed = [name for name in run if run[name] != latest['run'][name] and name != 'dropout']
     assert not changed, f'latest.pt is of a run with another {", ".join(changed)}'
@@ -264,7 +270,7 @@ def restore(model, optimizers, run):
     return latest['step'], latest['best_loss']
 
 def train():
-    """Build the model, or restore it, and take the steps. Evaluate and save it now and then."""
+    """Build or restore the model, and train it. Each evaluation also saves the model."""
     meta, train_data, val_data = load_data()
     config = SimpleNamespace(vocab_size=len(meta['chars']), block_size=block_size, n_layer=n_layer,
                              n_head=n_head, n_embd=n_embd, dropout=dropout, rotary=rotary)
@@ -282,7 +288,7 @@ def train():
     print(f'{n:,} parameters on {device}, steps {begin} to {max_iters}')
     for step in range(begin, max_iters + 1):
         if step % eval_interval == 0 or step == max_iters:
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as long as val
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as much as in val_data
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
             assert np.isfinite(val_loss), f'{val_loss=} at {step=}: nothing is saved'
@@ -315,26 +321,26 @@ def train():
             print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
     best = torch.load(os.path.join(out_dir, 'ckpt.pt'), device)
     model.load_state_dict(best['model'])
-    start = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first of chars
+    start = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
     print(decode(model.generate(start, 300)[0].tolist(), meta['chars']))
     print(f'ckpt.pt has the best weights, val loss {best["val_loss"]:.4f}. Next: python sample.py')
 
 # ---- found since GPT-2 ----
 def rotary_table(config):
-    """Return cos and sin, (2, block_size, D/2), of the angles for rotate.
+    """Return the cosines and sines of the angles for rotate: (2, block_size, D/2).
 
-    Angles grow with the position: fast for the first pairs of channels, hardly for the last."""
+    An angle grows with the position: fast for the first channels, very slowly for the last."""
     D = config.n_embd // config.n_head
-    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians a position
+    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
     angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
     return torch.stack((angle.cos(), angle.sin()))
 
 def rotate(x, cos_sin):
-    """Rotary positions, arxiv.org/abs/2104.09864: turn queries or keys x (B, H, T, D).
+    """Rotate queries or keys x (B, H, T, D): rotary positions, arxiv.org/abs/2104.09864.
 
-    The pair of channels i and i + D/2 is a point in a plane, which is turned around the origin, by
-    an angle for each position. The score of a query and a key then depends on the difference of
-    their two angles, that is, on how far apart they stand, and no longer on where."""
+    Channels i and i + D/2 are the coordinates of a point in a plane. The point is turned around the
+    origin by an angle that depends on the position. The score of a query and a key then depends on
+    the difference between their two angles, that is, on how far apart the query and the key are."""
     cos, sin = cos_sin  # (T, D/2) each
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
@@ -342,22 +348,24 @@ def rotate(x, cos_sin):
 def even_starts(step, n):
     """Return B places from 0 to n - 1, where the windows of this step start.
 
-    The fractions of the multiples of the golden ratio (0.62, 0.24, 0.85, 0.47, ...) never bunch up:
-    each falls into one of the widest gaps. So all parts of the text are seen about as often."""
+    The multiples of the golden ratio have fractional parts (0.62, 0.24, 0.85, 0.47, ...) that never
+    bunch up: each new one falls into one of the widest gaps between the others. So all parts of the
+    text are seen about equally often."""
     golden_ratio = (5 ** 0.5 + 1) / 2
-    first = np.random.default_rng(seed).random()  # another one for each seed
+    first = np.random.default_rng(seed).random()  # a different one for each seed
     i = np.arange(step * batch_size, (step + 1) * batch_size)
     fraction = (first + i * golden_ratio) % 1  # (B,)
     return (fraction * n).astype(int)
 
 def newton_schulz(G):
-    """Return a matrix with the directions of G, all of them about equally strong.
+    """Return a matrix with the directions of G, but with all of them about equally strong.
 
-    Singular values become about 1 (0.7 to 1.2), except those that are almost 0. Each pass turns a
-    singular value s into 3.4445 s - 4.775 s^3 + 2.0315 s^5. These numbers, which let small values
-    grow fast, are from kellerjordan.github.io/posts/muon."""
+    The strengths of the directions are the singular values. All of them become about 1 (0.7 to
+    1.2), except those that are almost 0. Each pass turns a singular value s into
+    3.4445 s - 4.775 s^3 + 2.0315 s^5. These numbers let small values grow fast. They are from
+    kellerjordan.github.io/posts/muon."""
     if G.shape[0] > G.shape[1]:
-        return newton_schulz(G.mT).mT  # of a wide matrix, X @ X.mT is the smaller product
+        return newton_schulz(G.mT).mT  # X @ X.mT is smaller if X is wide
     X = G.bfloat16() if bfloat16 else G
     X = X / (X.norm() + 1e-7)  # now no singular value is above 1
     for _ in range(5):
@@ -369,10 +377,10 @@ def newton_schulz(G):
 class Muon(torch.optim.Optimizer):
     """Momentum with equally strong directions: kellerjordan.github.io/posts/muon.
 
-    A gradient of a matrix is a sum of directions, few of which are so strong that they drown out
-    the others. Muon makes all equally strong, so that rare patterns are learned faster. Its steps
-    are those of torch.optim.Muon(adjust_lr_fn='match_rms_adamw'), which always computes in bfloat16
-    and is slow on CPUs without it."""
+    A gradient of a matrix is a sum of directions, a few of which are so strong that they drown out
+    the others. Muon makes all directions equally strong, so that rare patterns are learned faster.
+    This class takes the steps of torch.optim.Muon(adjust_lr_fn='match_rms_adamw'), which always
+    computes in bfloat16 and is slow on CPUs that lack bfloat16."""
 
     def __init__(self, params, lr, momentum, weight_decay):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -389,7 +397,7 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[p]['mean']  # a running mean of the gradients
                 mean.mul_(beta).add_(p.grad, alpha=1 - beta)
                 ahead = beta * mean + (1 - beta) * p.grad  # Nesterov: the mean, one step ahead
-                size = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in AdamW's steps
+                size = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, like those of AdamW
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * size * newton_schulz(ahead))
 

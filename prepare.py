@@ -6,9 +6,10 @@
 
     python prepare.py
 
-downloads Tiny Shakespeare if there is no input.txt. Any other text in UTF-8 can be put there; run
-prepare.py again whenever the text has changed. A token is the number of a character. train.bin and
-val.bin hold the tokens of the two splits, two bytes each, and meta.json holds the characters."""
+The script downloads Tiny Shakespeare if there is no input.txt. You can save any other text in UTF-8
+as input.txt. Run prepare.py again whenever the text has changed. A token is the number of a
+character. train.bin and val.bin hold the tokens of the two splits, with two bytes per token, and
+meta.json holds the characters."""
 import hashlib
 import http.client
 import json
@@ -24,14 +25,14 @@ sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # o
 
 # ---- the text ----
 def download():
-    """Write input.txt: Tiny Shakespeare or, if it cannot be reached, another text."""
+    """Write Tiny Shakespeare to input.txt, or another text if the download fails."""
     try:
         text = urlopen(url, timeout=10).read()
     except (OSError, http.client.HTTPException) as e:
         print(f'Tiny Shakespeare could not be downloaded ({e}). Instead, input.txt will be the\n'
-              "reference of the language Python, which every Python brings. The model's text will\n"
-              'read like that, not like Shakespeare. To train on a text of your own, put it at\n'
-              'input.txt; to try the download again, delete input.txt. Then run python prepare.py.')
+              'reference of the language Python, which comes with every Python. The model will\n'
+              'not write like Shakespeare. To try the download again, delete input.txt. To train\n'
+              'on a text of your own, save it as input.txt. Then run python prepare.py.')
         text = '\n'.join(topics.topics.values()).encode()
     else:
         if hashlib.sha256(text).hexdigest() != sha256:
@@ -41,7 +42,7 @@ def download():
     os.replace('input.txt.tmp', 'input.txt')
 
 def pieces():
-    """Yield the text in pieces, as it may be larger than the memory. Line ends become \\n."""
+    """Yield the text in pieces, because it may not fit into memory. Line ends become \\n."""
     with open('input.txt', encoding='utf-8-sig') as file:  # -sig: without a byte-order mark
         try:
             while piece := file.read(1_000_000):
@@ -57,9 +58,9 @@ def encode(text, chars):
 
 # ---- main ----
 def prepare():
-    """Write train.bin, val.bin and meta.json: the characters, the tokens, the two splits."""
+    """Write the tokens of the splits to train.bin and val.bin, the characters to meta.json."""
     distinct = set()
-    digest = hashlib.sha256()  # tells this text from others
+    digest = hashlib.sha256()  # a checksum that tells this text from others
     for piece in pieces():
         distinct.update(piece)
         digest.update(piece.encode())
@@ -68,7 +69,7 @@ def prepare():
     with open('tokens.tmp', 'wb') as file:
         for piece in pieces():
             encode(piece, chars).tofile(file)
-    length = os.path.getsize('tokens.tmp') // 2  # two bytes a token
+    length = os.path.getsize('tokens.tmp') // 2  # two bytes per token
     if length < 20:
         os.remove('tokens.tmp')
         sys.exit(f'input.txt has {length} characters: put a longer text there, at least 20.')
@@ -77,7 +78,7 @@ def prepare():
     n = int(0.9 * length)  # the first nine tenths are for training, the rest for validation
     tokens[:n].tofile('train.bin.tmp')
     tokens[n:].tofile('val.bin.tmp')
-    del tokens  # else Windows would not remove the file
+    del tokens  # Windows cannot remove a file that is still in use
     with open('meta.json.tmp', 'w') as file:
         json.dump({'chars': chars, 'sha256': digest.hexdigest()}, file)
     for name in ('train.bin', 'val.bin', 'meta.json'):

@@ -6,12 +6,13 @@
 
     python sample.py
 
-continues `start` with the weights in ckpt.pt. The classes are those of gpt.py, line by line, but
-without dropout, loss and flash. A change of the model must be made in both files.
+The script continues the text `start` with the weights in ckpt.pt. The classes are those of gpt.py,
+line by line, without dropout, loss and flash. A change of the model must be made in both files.
 
-A cache is added, and marked as such: each attention keeps the keys and values of all positions so
-far, as these never change. So a new character costs the work of one position, where generate in
-gpt.py computes the whole window again. pos is the position of the first new character."""
+The classes also have a cache, and comments mark its lines. Each attention keeps the keys and values
+of all positions so far, because these never change. A new character then costs the work of one
+position. Without a cache, generate in gpt.py computes the whole window again. The argument pos is
+the position of the first new character."""
 import os
 import sys
 from types import SimpleNamespace
@@ -21,19 +22,21 @@ from torch.nn import functional as F
 
 # ---- settings ----
 out_dir = '.'  # the folder where gpt.py has put ckpt.pt
-start = ''  # the text to continue, perhaps open('name', encoding='utf-8').read(); '': a new text
+# start is the text to continue, and '' begins a new text. To continue the text of a file, write
+# open('name', encoding='utf-8').read() instead of ''.
+start = ''
 num_samples = 1  # the first is printed while it is written, the others at the end
 max_new_tokens = 500  # characters to write
 temperature = 0.8  # below 1, likely characters become even likelier; 0 takes the likeliest only
-top_k = None  # a number from 1 up: choose among so many of the likeliest characters
-top_p = 1.0  # choose among the likeliest characters that together have this probability (not 0)
-seed = 1337  # on one machine, a seed gives the same text each time
+top_k = None  # None, or a number: choose among so many of the likeliest characters
+top_p = 1.0  # above 0: choose among the likeliest characters that together are so likely
+seed = 1337  # on the same machine, the same seed gives the same text
 show = ''  # 'attention': print a picture of where each character of start looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # ---- the model of gpt.py, with a cache ----
 class CausalSelfAttention(nn.Module):
-    """Communication: each position gathers what it needs from itself and the positions before."""
+    """Communication: each position gathers what it needs from itself and those before it."""
 
     def __init__(self, config):
         super().__init__()
@@ -56,15 +59,15 @@ class CausalSelfAttention(nn.Module):
         if pos == 0:  # cache: make room for the keys and values of a window
             self.keys = x.new_empty(B, H, self.config.block_size, D)
             self.values = x.new_empty(B, H, self.config.block_size, D)
-        self.keys[:, :, pos:pos + T] = k  # cache: add the new ones
+        self.keys[:, :, pos:pos + T] = k  # cache: add the new keys and values
         self.values[:, :, pos:pos + T] = v
-        k = self.keys[:, :, :pos + T]  # (B, H, pos+T, D). cache: go on with all of them
+        k = self.keys[:, :, :pos + T]  # (B, H, pos+T, D). cache: use all so far
         v = self.values[:, :, :pos + T]
-        wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): scores, small enough for a soft softmax
+        wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): scores, kept small for the softmax
         if T > 1:  # cache: one new position alone has no future to hide
             tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # row t: 1 up to pos + t
             wei = wei.masked_fill(tril == 0, -torch.inf)
-        wei = wei.softmax(dim=-1)  # each row: positive weights that sum to 1
+        wei = wei.softmax(dim=-1)  # each row: weights from 0 to 1 that sum to 1
         self.wei = wei  # for print_attention
         y = wei @ v  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
@@ -98,23 +101,23 @@ class Block(nn.Module):
         return x
 
 class GPT(nn.Module):
-    """From characters to the logits of the character that follows each of them."""
+    """Compute, for each character, the logits (scores) of the character that follows."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # what each character is
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # a vector for each character
         if not config.rotary:
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # a vector for each place
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.wte.weight = self.lm_head.weight  # tied: one table for reading and for writing
 
     def forward(self, idx, pos):
-        """Return logits (B, T, V) of what follows each of idx (B, T), of which the first is at pos.
+        """Return the logits (B, T, V) for what follows each token of idx (B, T).
 
-        What stood at the positions before pos is remembered from the calls before this one."""
+        The first token stands at pos. Earlier calls have cached what stands before pos."""
         x = self.wte(idx)  # (B, T, C)
         if not self.config.rotary:
             x = x + self.wpe(torch.arange(pos, pos + idx.shape[1], device=idx.device))  # (B, T, C)
@@ -124,14 +127,14 @@ class GPT(nn.Module):
         return self.lm_head(x)  # (B, T, V)
 
 def rotary_table(config):
-    """Return cos and sin, (2, block_size, D/2), of the angles for rotate: see gpt.py."""
+    """Return the cosines and sines of the angles for rotate, (2, block_size, D/2): see gpt.py."""
     D = config.n_embd // config.n_head
-    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians a position
+    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
     angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
     return torch.stack((angle.cos(), angle.sin()))
 
 def rotate(x, cos_sin):
-    """Rotary positions, see gpt.py: turn queries or keys x (B, H, T, D)."""
+    """Rotate queries or keys x (B, H, T, D) by their positions: see gpt.py."""
     cos, sin = cos_sin  # (T, D/2) each
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
@@ -141,11 +144,11 @@ def load_model():
     path = os.path.join(out_dir, 'ckpt.pt')
     if not os.path.exists(path):
         sys.exit(f'There is no {path} yet: run python gpt.py first.')
-    ckpt = torch.load(path, device)  # this refuses files with code in them
+    ckpt = torch.load(path, device)  # torch.load refuses files that contain code
     model = GPT(SimpleNamespace(**ckpt['config'])).to(device).eval()
     model.load_state_dict(ckpt['model'])
     for module in model.modules():
-        if isinstance(module, nn.Linear):  # stored by columns, it is faster for short inputs
+        if isinstance(module, nn.Linear):  # short inputs are faster if it is stored by columns
             module.weight.data = module.weight.t().contiguous().t()
     idx, logits = ckpt['probe']  # one window and its logits, as gpt.py computed them
     half = idx.shape[1] // 2  # in two halves, so that the second one needs the cache
@@ -171,8 +174,8 @@ def choose(logits):
     logits, tokens = logits.sort(descending=True)  # (B, V) each, the likeliest first
     logits, tokens = logits[:, :top_k], tokens[:, :top_k]
     probs = (logits / max(temperature, 1e-9)).softmax(dim=-1)
-    before = probs.cumsum(dim=-1) - probs  # the probability of all that are likelier
-    probs[before >= top_p] = 0  # likelier ones already have that much
+    before = probs.cumsum(dim=-1) - probs  # the probability of all likelier tokens together
+    probs[before >= top_p] = 0  # the likelier tokens already reach top_p
     return tokens.gather(1, torch.multinomial(probs, num_samples=1))  # in proportion to probs
 
 def generate(model, idx):
@@ -184,7 +187,7 @@ def generate(model, idx):
     idx = idx[:, -S:]
     pos = 0
     for _ in range(max_new_tokens):
-        logits = model(idx[:, pos:], pos)  # (B, T, V); at pos = 0, T is all, then 1
+        logits = model(idx[:, pos:], pos)  # (B, T, V): all tokens at first, then one at a time
         idx_next = choose(logits[:, -1])  # (B, 1)
         yield idx_next
         pos = idx.shape[1]
@@ -208,10 +211,10 @@ def print_attention(model, idx, chars):
 
 @torch.inference_mode()
 def main():
-    torch.backends.mkldnn.enabled = False  # on a CPU, oneDNN is slow when shapes always change
+    torch.backends.mkldnn.enabled = False  # oneDNN is slow on a CPU when shapes keep changing
     torch.set_num_threads(1)  # one position is too little work to share
     model, chars = load_model()
-    text = start or chars[0]  # a new text begins after the first of chars, often a line end
+    text = start or chars[0]  # a new text follows the first character in chars, often a line end
     idx = torch.tensor([encode(text, chars)], device=device)  # (1, T)
     if show == 'attention':
         print_attention(model, idx[:, -model.config.block_size:], chars)

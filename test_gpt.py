@@ -1,6 +1,7 @@
-"""First a walk through the ideas of a GPT, to be read beside gpt.py, then what the scripts promise.
+"""The first half is a walk through the ideas of a GPT, to be read beside gpt.py. The second half
+tests what the scripts promise.
 
-Each test is named after the fact that it holds. `pytest` needs no network and no data."""
+Each test is named after the fact that it checks. The tests need no network and no data."""
 import json
 import os
 import re
@@ -84,7 +85,7 @@ def test_the_loss_is_minus_the_log_of_the_probability_given_to_what_came():
     assert_close(F.cross_entropy(logits, torch.tensor([7])), -probs[0, 7].log())
     idx = torch.randint(65, (4, 17))
     _, loss = gpt.GPT(tiny(vocab_size=65))(idx[:, :-1], idx[:, 1:])
-    assert loss.item() == pytest.approx(np.log(65), rel=0.05)  # untrained, a guess among 65
+    assert loss.item() == pytest.approx(np.log(65), rel=0.05)  # a blind guess among 65 characters
 
 def test_a_trained_bigram_is_a_table_of_counts():
     text = torch.tensor([0, 1, 0, 2, 0, 1, 1, 0, 0])
@@ -127,7 +128,7 @@ def test_three_ways_to_average_the_past_are_one():
     assert_close(by_loop, by_softmax)
 
 def attend(q, k, v):
-    """softmax(q k^T / sqrt(D)) v, where no position sees a later one. All are (.., T, D)."""
+    """Return softmax(q k^T / sqrt(D)) v without the future. q, k and v are (.., T, D)."""
     T, D = q.shape[-2:]
     wei = q @ k.mT / D ** 0.5  # (.., T, T)
     wei = wei.masked_fill(torch.tril(torch.ones(T, T)) == 0, -torch.inf)
@@ -157,8 +158,8 @@ class MultiHead(nn.Module):
         return self.proj(torch.cat([head(x) for head in self.heads], dim=-1))  # (B, T, C)
 
 def test_queries_are_not_keys_since_what_a_position_looks_for_is_not_what_it_is():
-    # A vowel may look for consonants, but is found as a vowel. Were queries and keys the same, then
-    # a would find b just as b finds a.
+    # A vowel may look for consonants, but it is found as a vowel. If queries and keys were the
+    # same, position i would give position j the same score that j gives i.
     x = torch.randn(10, 32)
     head = Head(32, 8)
     scores = head.query(x) @ head.key(x).mT
@@ -179,7 +180,7 @@ def test_attention_is_a_directed_graph_in_which_every_edge_points_from_the_past(
     edges = attend(q, k, torch.eye(T))  # with these values, row t has the weights of position t
     for t in range(T):
         assert (edges[t, :t + 1] > 0).all()  # from each position so far to t, and from t to t
-        assert (edges[t, t + 1:] == 0).all()  # none from a later one
+        assert (edges[t, t + 1:] == 0).all()  # no edge from a later position
         assert edges[t].sum().item() == pytest.approx(1)
 
 def test_the_large_product_with_a_mask_is_many_small_ones_without():
@@ -205,8 +206,8 @@ def test_the_softmax_of_large_scores_is_bad_since_it_listens_to_one_position_and
     assert gradients[1] < gradients[0] / 5
 
 def test_heads_are_small_and_several_since_one_mixes_all_it_finds_with_the_same_weights():
-    # Position 2 wants a feature of position 0 and another one of position 1. One head that looks
-    # at both gets their mean; two heads of half the size get each one whole.
+    # Position 2 wants one feature of position 0 and another of position 1. One head that looks at
+    # both positions gets their mean. Two heads of half the size get both features whole.
     v = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     q = torch.tensor([[0.0], [0.0], [50.0]])  # so large that the softmax is one-hot
     first = torch.tensor([[1.0], [0.0], [0.0]])
@@ -222,7 +223,7 @@ def test_the_attention_of_gpt_py_is_the_plain_heads_side_by_side():
     attention = gpt.CausalSelfAttention(tiny(rotary=False))  # 32 channels, 2 heads
     heads = MultiHead(32, 2)
     heads.proj.weight = attention.c_proj.weight
-    query, key, value = attention.c_attn.weight.split(32)  # one Linear makes all three
+    query, key, value = attention.c_attn.weight.split(32)  # one layer makes all three
     for i, head in enumerate(heads.heads):
         head.query.weight.data = query[16 * i:16 * (i + 1)]
         head.key.weight.data = key[16 * i:16 * (i + 1)]
@@ -238,7 +239,7 @@ def test_pytorch_has_attention_in_one_call(monkeypatch):
     assert_close(attention(x), written_out)
 
 # ---- positions ----
-SHUFFLED = [3, 0, 8, 5, 1, 7, 2, 6, 4, 9]  # the last one stays the last
+SHUFFLED = [3, 0, 8, 5, 1, 7, 2, 6, 4, 9]  # the last position stays in its place
 
 def test_without_positions_attention_does_not_know_the_order_of_the_past():
     x = torch.randn(1, 10, 32)
@@ -261,8 +262,8 @@ def test_rotary_positions_make_a_score_depend_on_the_distance_and_add_no_paramet
     rotated_q = gpt.rotate(q.expand(10, 16), cos_sin)  # the same query at 10 positions
     rotated_k = gpt.rotate(k.expand(10, 16), cos_sin)
     scores = rotated_q @ rotated_k.mT
-    assert_close(scores[3:, 3:], scores[:-3, :-3])  # both three positions later
-    assert scores[0].std() > 0.1  # at another distance, another score
+    assert_close(scores[3:, 3:], scores[:-3, :-3])  # query and key both move by three
+    assert scores[0].std() > 0.1  # a different distance gives a different score
     assert_close(scores.diagonal(), (q @ k).expand(10))  # at distance 0, nothing has changed
     assert_close(rotated_q.norm(dim=1), q.norm().expand(10))  # a rotation keeps the length
     x = torch.randn(1, 10, 32)
@@ -272,8 +273,8 @@ def test_rotary_positions_make_a_score_depend_on_the_distance_and_add_no_paramet
 
 # ---- the block ----
 def test_attention_reduces_and_the_mlp_maps():
-    # Attention sums over positions, and the sum for one changes with all that it sees. The MLP
-    # does the same to each position by itself.
+    # Attention sums over positions, and the sum for a position changes with all that it sees. The
+    # MLP treats each position by itself, and all positions in the same way.
     x = torch.randn(1, 10, 32)
     changed = x.clone()
     changed[0, 0] += 1
@@ -340,7 +341,7 @@ def test_the_last_position_is_enough_to_write_since_it_sees_all_others():
         assert not torch.equal(before[0, -1], after[0, -1])
 
 def loss_after_training(model, batches):
-    """Train on batches (N, B, T+1), one after the other. Return the last one's loss."""
+    """Train on batches (N, B, T+1), one after the other. Return the loss of the last batch."""
     optimizers = gpt.make_optimizers(model)
     for idx in batches:
         _, loss = model(idx[:, :-1], idx[:, 1:])
@@ -351,10 +352,10 @@ def loss_after_training(model, batches):
     return loss.item()
 
 def test_without_the_mask_the_loss_falls_below_what_is_possible():
-    batches = torch.randint(10, (150, 16, 17))  # nobody can know the next of random characters
+    batches = torch.randint(10, (150, 16, 17))  # nobody can predict random characters
     assert loss_after_training(gpt.GPT(tiny()), batches) > np.log(10) - 0.05
     unmasked = edited_gpt([('wei.masked_fill(tril == 0, -torch.inf)', 'wei')])
-    assert loss_after_training(unmasked.GPT(tiny()), batches) < np.log(10) - 1  # it saw them
+    assert loss_after_training(unmasked.GPT(tiny()), batches) < np.log(10) - 1  # the model saw them
 
 def test_weights_are_tied_since_characters_alike_when_read_are_alike_when_written():
     model = gpt.GPT(tiny())
@@ -411,7 +412,7 @@ def assert_same_logits(model, cached):
     """A model of gpt.py and one of sample.py, which has a cache, must agree."""
     idx = torch.randint(10, (2, 12))
     expected, _ = model(idx)
-    assert_close(cached(idx[:, :8], 0), expected[:, :8])  # a prompt at once
+    assert_close(cached(idx[:, :8], 0), expected[:, :8])  # the whole prompt at once
     for t in range(8, 12):  # then character by character
         assert_close(cached(idx[:, t:t + 1], t), expected[:, t:t + 1])
 
@@ -434,9 +435,9 @@ def test_temperature_top_k_and_top_p_choose_among_the_likelier(monkeypatch, sett
     share = torch.bincount(sample.choose(logits)[:, 0], minlength=4) / 20000
     assert share.tolist() == pytest.approx(expected, abs=0.02)
 
-# ---- the ladder: from a bigram to gpt.py, as the lecture climbs ----
+# ---- the ladder: from a bigram to gpt.py, in the order of the lecture ----
 class Residual(nn.Module):
-    """Add what a layer computes to what it was given."""
+    """Add the output of a layer to its input."""
 
     def __init__(self, layer):
         super().__init__()
@@ -461,10 +462,10 @@ class Rung(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 def rungs(config):
-    """Return for each rung its name, its model, and the best of the learning rates 2e-2 and 4e-2.
+    """Return for each rung its name, its model, and the better of the learning rates 2e-2 and 4e-2.
 
-    What is MultiHead on one rung is gpt.py's attention on the next: a test above shows that the
-    two compute the same, and gpt.py's is faster."""
+    From the rung 'feed-forward' on, gpt.py's attention replaces MultiHead. A test above shows that
+    the two compute the same, and gpt.py's is faster."""
     C = config.n_embd
     return [
         ('bigram', bigram.Bigram(config.vocab_size), 4e-2),
@@ -479,9 +480,9 @@ def rungs(config):
         ('gpt.py, switches on', gpt.GPT(SimpleNamespace(**vars(config) | {'rotary': True})), 4e-2)]
 
 def climb(i, seed=1):
-    """Train rung i, in a process of its own. Return its name, parameters and validation loss."""
+    """Train rung i in a separate process. Return its name, parameters and validation loss."""
     torch.set_num_threads(1)
-    text = '\n'.join(topics.topics.values())  # the reference of Python, which every Python brings
+    text = '\n'.join(topics.topics.values())  # the reference that comes with every Python
     chars = ''.join(sorted(set(text)))
     tokens = prepare.encode(text, chars)
     train_data, val_data = tokens[:400_000], tokens[400_000:432_768]
@@ -511,15 +512,15 @@ def climb(i, seed=1):
             optimizer.zero_grad()
     return name, sum(p.numel() for p in model.parameters()), gpt.estimate_loss(model, val_data)
 
-def test_each_rung_of_the_ladder_is_better_than_the_one_below_but_for_two_that_tie():
+def test_each_rung_of_the_ladder_is_better_than_the_one_below_except_two_that_tie():
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
         ladder = list(pool.map(climb, range(8)))
     below = None
     for name, n, loss in ladder:
         print(f'{name:26}{n:8,} parameters   val loss {loss:.3f}')
         if name in ('LayerNorm', 'gpt.py, switches off'):
-            # In a model so small, LayerNorm nearly ties with the rung below it, as in the lecture.
-            # gpt.py with its switches off is the model with LayerNorm again, with tied weights.
+            # In a model so small, LayerNorm nearly ties with the rung below. The lecture finds the
+            # same. With its switches off, gpt.py is the rung with LayerNorm, but with tied weights.
             assert loss < below + 0.1
         elif below is not None:
             assert loss < below - 0.03  # seeds differ by less than that
@@ -539,7 +540,7 @@ def edited(script, edits=(), **globals):
     return source
 
 def edited_script(script, edits=(), **globals):
-    """Return a script as a module, edited, with the tests' settings where no others are given."""
+    """Return an edited script as a module. The tests' settings fill in what is not given."""
     module = types.ModuleType('edited')
     defaults = {'gpt.py': TINY, 'sample.py': WRITE}[script]
     exec(edited(script, edits, **defaults | globals), vars(module))
@@ -555,7 +556,7 @@ def start(script, *command, **edits):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 def run(script, *command, **edits):
-    """Run it to the end. Return its status, and what it wrote to the two streams."""
+    """Run an edited script to the end. Return its status, its output and its errors."""
     process = start(script, *command, **edits)
     out, err = process.communicate(timeout=100)
     return process.returncode, out, err
@@ -590,7 +591,7 @@ def test_encoding_loses_nothing_however_long_the_text(text):
     chars, train, val = read_data()
     assert list(chars) == sorted(set(text))
     assert gpt.decode([*train, *val], chars) == text
-    assert len(train) == int(0.9 * len(text))  # the first nine tenths train
+    assert len(train) == int(0.9 * len(text))  # nine tenths are for training
 
 def test_a_mark_at_the_start_and_the_kind_of_line_ends_change_nothing():
     write_data('\ufeff' + TEXT.replace('\n', '\r\n'))
@@ -612,10 +613,10 @@ def test_a_download_is_used_only_if_it_is_the_right_one(monkeypatch, capsys):
     with pytest.raises(SystemExit, match='theirs'):
         prepare.download()
     assert not Path('input.txt').exists()
-    os.remove('theirs')  # as without a network
+    os.remove('theirs')  # the download now fails
     prepare.download()
     out = capsys.readouterr().out
-    assert 'could not be downloaded' in out and 'not like Shakespeare' in out
+    assert 'could not be downloaded' in out and 'not write like Shakespeare' in out
     assert Path('input.txt').stat().st_size > 100_000
 
 # ---- optimizers and windows ----
@@ -626,7 +627,7 @@ def test_newton_schulz_keeps_the_directions_and_makes_them_about_equally_strong(
         after = U.mT @ G @ Vh.mT
         assert_close(after, after.diagonal().diag(), rtol=0, atol=1e-3)
         assert 0.6 < after.diagonal().min() and after.diagonal().max() < 1.3
-    assert not gpt.newton_schulz(torch.zeros(3, 5)).any()  # no nan either
+    assert not gpt.newton_schulz(torch.zeros(3, 5)).any()  # zeros stay zeros: no nan
 
 def test_muon_takes_the_steps_of_torch_optim_Muon():
     for shape in ((32, 32), (96, 32), (32, 128)):
@@ -760,7 +761,7 @@ def test_the_sample_at_the_end_is_by_the_best_weights(monkeypatch, capsys):
     assert not torch.equal(used[0], weights('latest.pt')['wte.weight'])
     assert 'val loss 2.0000' in capsys.readouterr().out.splitlines()[-1]
 
-# ---- nothing is lost, nothing is wrong without a word ----
+# ---- nothing is lost, and every error is reported ----
 @pytest.mark.parametrize('switches', [{}, dict(rotary=False), dict(muon=False),
                                       dict(even_windows=False),
                                       dict(rotary=False, muon=False, even_windows=False)])
@@ -865,7 +866,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_replaces_nothing(monkeypatc
     assert Path('latest.pt').read_bytes() == old
 
 class Hostile:
-    """What pickle turns into a command when it is loaded."""
+    """An object that runs a command when pickle loads it."""
 
     def __reduce__(self):
         return os.system, ('touch it-ran',)
@@ -972,46 +973,77 @@ def test_a_gpu_trains_resumes_and_writes(bfloat16):
     assert run('sample.py')[0] == 0
 
 # ---- README ----
+def section(heading):
+    """Return README's text under a heading, up to the next heading."""
+    text = (HERE / 'README.md').read_text(encoding='utf-8').split(f'# {heading}\n')[1]
+    return re.split(r'^##+ ', text, flags=re.M)[0]
+
 def table(heading):
-    """Return the rows of README's table under a heading, without its title: lists of cells."""
-    text = (HERE / 'README.md').read_text(encoding='utf-8').split(f'## {heading}\n')[1]
-    rows = re.findall(r'^\| .*\|$', text.split('\n## ')[0], flags=re.M)
+    """Return the rows of the table under a heading as lists of cells, without the header."""
+    rows = re.findall(r'^\| .*\|$', section(heading), flags=re.M)
     return [[cell.strip() for cell in row.strip('|').split(' | ')] for row in rows[1:]]
 
-def edits_of(row):
-    """Return the (old, new) edits in the second and the third cell of a row."""
-    old, new = [re.findall('`([^`]+)`', cell) for cell in row[1:3]]
-    assert len(old) == len(new) > 0, row
-    return list(zip(old, new))
+def diffs(heading):
+    """Return {name: [(old, new), ...]} of the diffs under a heading, each after a bold name."""
+    found = {}
+    named = re.compile(r'\*\*(.+?)\*\*[^*]*?```diff\n(.*?)```', flags=re.S)
+    without_signs = lambda lines: re.sub('^[-+]', '', lines, flags=re.M)
+    for name, diff in named.findall(section(heading)):
+        hunks = re.findall(r'((?:^-.*\n)+)((?:^\+.*\n)*)', diff, flags=re.M)
+        found[name] = [(without_signs(old), without_signs(new)) for old, new in hunks]
+    return found
 
-MODEL_ROWS = table('Edits of the model')
+def edits_of_the_model():
+    """Return {name: [(old, new), ...]} of the rows of the table and of the diffs below it."""
+    found = {}
+    for name, old, new, *_ in table('The parts'):
+        found[name] = [(old.strip('`'), new.strip('`'))]
+    return found | diffs('The parts')
+
+def for_sample_py(edits):
+    """Return the same edits for sample.py, where self.attn has a second argument."""
+    call = re.compile(r'self\.attn\((x|self\.ln_1\(x\))\)')
+    with_pos = lambda lines: call.sub(r'self.attn(\1, pos)', lines)
+    return [(with_pos(old), with_pos(new)) for old, new in edits]
+
+EDITS = edits_of_the_model()
 
 def test_each_name_in_the_readme_exists():
     rows = table('From the lecture to here')
-    scripts = ''.join((HERE / name).read_text(encoding='utf-8')
-                      for name in ('prepare.py', 'bigram.py', 'gpt.py'))
-    assert len(rows) >= 11
+    scripts = {path.name: path.read_text(encoding='utf-8') for path in HERE.glob('*.py')}
+    models = ''.join(scripts[name] for name in ('prepare.py', 'bigram.py', 'gpt.py'))
+    assert len(rows) >= 12
     for _, ours in rows:
         for name in re.findall(r'`(\w+)`', ours):
-            assert re.search(rf'\b{name}\b', scripts), name
+            assert re.search(rf'\b{name}\b', models), name
+    readme = (HERE / 'README.md').read_text(encoding='utf-8')
+    tests = re.findall(r'`(test_\w+)`', readme)
+    assert len(tests) >= 9
+    for name in tests:
+        assert f'def {name}(' in scripts['test_gpt.py'], name
+    settings = re.findall(r'`(\w+) = [^`]+`', section('Things to try'))
+    assert len(settings) >= 10
+    for name in settings:
+        assert re.search(rf'^{name} = ', scripts['gpt.py'] + scripts['sample.py'], flags=re.M), name
+    assert len(EDITS) >= 11
 
 @torch.no_grad()
-@pytest.mark.parametrize('row', MODEL_ROWS, ids=[row[0] for row in MODEL_ROWS])
-def test_an_edit_of_the_model_is_the_same_edit_in_both_files(row):
+@pytest.mark.parametrize('name', EDITS)
+def test_an_edit_of_the_model_is_the_same_edit_in_both_files(name):
     config = tiny(rotary=True)
-    theirs = edited_script('gpt.py', edits_of(row))
-    ours = edited_script('sample.py', edits_of(row))
-    if row[0] == 'no mask':  # then all keys and values change with each new character
+    theirs = edited_script('gpt.py', EDITS[name])
+    ours = edited_script('sample.py', for_sample_py(EDITS[name]))
+    if name == 'no mask':  # then each new character changes all keys and values
         with pytest.raises(SystemExit, match='another model'):
             gpt_and_sample(config, theirs, ours)
         return
     model, cached = gpt_and_sample(config, theirs, ours)
     assert_same_logits(model, cached)
 
-@pytest.mark.parametrize('row', MODEL_ROWS, ids=[row[0] for row in MODEL_ROWS])
-def test_an_edited_model_trains_and_sample_py_refuses_it_until_it_is_edited_too(row):
+@pytest.mark.parametrize('name', EDITS)
+def test_an_edited_model_trains_and_sample_py_refuses_it_until_it_is_edited_too(name):
     write_data()
-    edited = edited_gpt(edits_of(row))
+    edited = edited_gpt(EDITS[name])
     edited.train()
     assert torch.load('latest.pt')['step'] == 12
     with pytest.raises((SystemExit, RuntimeError), match='another model|state_dict'):
@@ -1036,7 +1068,7 @@ def test_two_processes_are_one_after_the_edits_in_the_readme():
     write_data()
     gpt.train()
     one = torch.load('latest.pt')
-    edits = [edit for row in table('Several GPUs, or processes') for edit in edits_of(row)]
+    edits = diffs('Several processes')['The edits']
     status, _, err = run('gpt.py', '-m', 'torch.distributed.run', '--nproc_per_node=2',
                          edits=edits, **{k: v for k, v in TINY.items() if k != 'device'})
     assert status == 0, err
