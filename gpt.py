@@ -28,7 +28,7 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
 out_dir = '.'  # the folder of ckpt.pt (the best weights) and latest.pt (for resuming)
 resume = False  # True: continue from latest.pt. False: start from scratch and overwrite both files
-seed = 1337  # on the same CPU, the same seed gives the same run, bit for bit
+seed = 1337  # the same seed, CPU and number of threads give the same run, bit for bit
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
 max_iters = 1000 if gpu else 2500  # training steps
@@ -37,20 +37,19 @@ n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
 dropout = 0.2 if gpu else 0.0  # share of results that is set to 0: more dropout reduces overfitting
-warmup_iters = 1 + max_iters // 25  # the learning rate rises for so many steps, then falls to 0
+warmup_iters = 1 + max_iters // 25  # the learning rate rises in these first steps, then falls
 learning_rate = 2e-3  # of AdamW, if muon is False
 # Each step of AdamW also shrinks the weights by the share weight_decay * learning_rate.
 weight_decay = 0.1  # of AdamW, if muon is False
 # Products in bfloat16, a 16-bit format, are faster where the hardware supports the format.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
-# True: one call of PyTorch computes all of attention, which is faster on a GPU. Set flash to False
-# before you edit the scores or the mask. Then the lines in forward are used on every device.
+# True: one call of PyTorch computes attention, which is faster on a GPU. False: the lines under
+# else in CausalSelfAttention compute it. Only then do edits of the scores or the mask act.
 flash = gpu
 
-# These three switches turn on what has been found since GPT-2. The code is at the end of this file.
-# With all three False, the model and its training are those of GPT-2, except for what the docstring
-# of GPT lists.
+# Three switches turn on what has been found since GPT-2. Their code is at the end of this file.
+# With all three False, model and training are GPT-2's, except for what the docstring of GPT lists.
 rotary = True  # queries and keys are rotated by their position. False: learned positions are added
 even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
@@ -107,8 +106,8 @@ class CausalSelfAttention(nn.Module):
         if flash:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
-            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): scores, kept small for the softmax
-            tril = torch.ones(T, T, device=x.device).tril()  # 0 for what is in the future
+            wei = q @ k.mT / D ** 0.5  # (B, H, T, T): scores; the division keeps them small
+            tril = torch.ones(T, T, device=x.device).tril()  # row t: 1 up to t, then 0
             wei = wei.masked_fill(tril == 0, -torch.inf)
             wei = wei.softmax(dim=-1)  # each row: weights from 0 to 1 that sum to 1
             y = wei @ v  # (B, H, T, D)
@@ -149,14 +148,15 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Compute, for each character, the logits (scores) of the character that follows.
 
-    config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. If rotary is
-    False, this is GPT-2's model, except that
+    config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. With all three
+    switches off, this is GPT-2's model, except that
     - the linear layers have no biases,
     - dropout acts at the end of attention and of MLP only,
     - the linear layers, and wte with them, are initialized in PyTorch's default way,
     - GELU is exact, whereas GPT-2 approximates it.
-    Training differs in three ways: the learning rate falls in a straight line and not as a cosine,
-    gradients are not clipped, and weight decay acts on all parameters."""
+    Training differs from the lecture on GPT-2: the learning rate falls in a straight line to 0,
+    gradients are not clipped, weight decay acts on all parameters, beta2 of AdamW is 0.999 and not
+    0.95, and windows are random and not in the order of the text."""
 
     def __init__(self, config):
         super().__init__()
@@ -235,7 +235,8 @@ def lr_factor(step):
 def make_checkpoint(model, optimizers, idx):
     """Return what sample.py needs to rebuild the model, and what restore needs to continue.
 
-    probe is an input (1, T) and its logits: if the code of the model changes, the logits change."""
+    probe is a window and the logits that the model gives for it. restore and sample.py compute them
+    again: other logits mean that the code of the model has changed."""
     with torch.no_grad():
         logits, _ = model.eval()(idx)
     return dict(config=vars(model.config), model=model.state_dict(), probe=(idx, logits),
@@ -277,6 +278,7 @@ def train():
     torch.manual_seed(seed)
     model = GPT(config).to(device)
     optimizers = make_optimizers(model)
+    # what must not change when a run is resumed, except dropout
     run = vars(config) | {'text': meta, 'batch_size': batch_size,
                           'optimizer': [type(optimizer).__name__ for optimizer in optimizers]}
     begin, best_loss = 0, torch.inf
@@ -350,9 +352,9 @@ def even_starts(step, n):
 
     The multiples of the golden ratio have fractional parts (0.62, 0.24, 0.85, 0.47, ...) that never
     bunch up: each new one falls into one of the widest gaps between the others. So all parts of the
-    text are seen about equally often."""
+    text are seen about equally often, whenever training stops."""
     golden_ratio = (5 ** 0.5 + 1) / 2
-    first = np.random.default_rng(seed).random()  # a different one for each seed
+    first = np.random.default_rng(seed).random()  # each seed shifts all places
     i = np.arange(step * batch_size, (step + 1) * batch_size)
     fraction = (first + i * golden_ratio) % 1  # (B,)
     return (fraction * n).astype(int)
@@ -368,7 +370,7 @@ def newton_schulz(G):
         return newton_schulz(G.mT).mT  # X @ X.mT is smaller if X is wide
     X = G.bfloat16() if bfloat16 else G
     X = X / (X.norm() + 1e-7)  # now no singular value is above 1
-    for _ in range(5):
+    for _ in range(5):  # addmm is a product and a sum in one call
         A = X @ X.mT
         P = torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315)  # -4.7750 A + 2.0315 A A
         X = torch.addmm(X, P, X, beta=3.4445)  # 3.4445 X + P X
@@ -397,7 +399,7 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[p]['mean']  # a running mean of the gradients
                 mean.mul_(beta).add_(p.grad, alpha=1 - beta)
                 ahead = beta * mean + (1 - beta) * p.grad  # Nesterov: the mean, one step ahead
-                size = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, like those of AdamW
+                size = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * size * newton_schulz(ahead))
 

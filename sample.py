@@ -63,7 +63,7 @@ class CausalSelfAttention(nn.Module):
         self.values[:, :, pos:pos + T] = v
         k = self.keys[:, :, :pos + T]  # (B, H, pos+T, D). cache: use all so far
         v = self.values[:, :, :pos + T]
-        wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): scores, kept small for the softmax
+        wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): scores; the division keeps them small
         if T > 1:  # cache: one new position alone has no future to hide
             tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # row t: 1 up to pos + t
             wei = wei.masked_fill(tril == 0, -torch.inf)
