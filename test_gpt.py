@@ -519,8 +519,8 @@ def test_each_rung_of_the_ladder_is_better_than_the_one_below_except_two_that_ti
     for name, n, loss in ladder:
         print(f'{name:26}{n:8,} parameters   val loss {loss:.3f}')
         if name in ('LayerNorm', 'gpt.py, switches off'):
-            # In a model so small, LayerNorm nearly ties with the rung below. The lecture finds the
-            # same. With its switches off, gpt.py is the rung with LayerNorm, but with tied weights.
+            # In a model so small, LayerNorm nearly ties with the rung below. With its switches off,
+            # gpt.py is the rung with LayerNorm again, but with tied weights.
             assert loss < below + 0.1
         elif below is not None:
             assert loss < below - 0.03  # seeds differ by less than that
