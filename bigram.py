@@ -47,7 +47,7 @@ def get_batch(data):
     return idx[:, :-1], idx[:, 1:]  # the target of each character is the next one
 
 def decode(tokens, chars):
-    """Turn tokens into text: a token is the place of a character in chars."""
+    """Turn tokens into text: a token is the index of a character in chars."""
     return ''.join(chars[token] for token in tokens)
 
 # ---- model ----
@@ -105,9 +105,9 @@ def train():
             break
         x, y = get_batch(train_data)
         _, loss = model(x, y)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
     idx = model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), 300)
     print(decode(idx[0].tolist(), chars))
 

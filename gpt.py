@@ -7,8 +7,9 @@
     python gpt.py
 
 The script trains on the files that prepare.py made, keeps the best weights in ckpt.pt and writes
-a sample. On Tiny Shakespeare, the model reaches a validation loss of 1.46, the mean of five seeds
-with one thread each. On two cores of an AMD EPYC, a run takes about ten minutes.
+a sample. With the settings for a CPU, the model reaches a validation loss of 1.46 on Tiny
+Shakespeare, the mean of five seeds with one thread each. On two cores of an AMD EPYC, a run takes
+about ten minutes.
 
 The parts have GPT-2's names, and test_gpt.py shows what each part is for. A shape such as
 (B, T, C) means B windows in a batch, T characters in a window and C channels at each character.
@@ -21,49 +22,54 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 
 # ---- settings: a small model for a CPU, a larger one for a GPU ----
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = device != 'cpu'
 out_dir = '.'  # the folder of ckpt.pt (the best weights) and latest.pt (for resuming)
-resume = False  # True: continue from latest.pt. False: start from scratch and overwrite both files
-seed = 1337  # the same seed, CPU and number of threads give the same run, bit for bit
+resume = False  # True: continue from latest.pt. False: start from scratch and replace both files
+seed = 1337  # on one CPU, the same seed and number of threads give the same run, bit for bit
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
 max_iters = 1000 if gpu else 2500  # training steps
-eval_interval = 500  # steps from one evaluation to the next; each evaluation saves the model
+eval_interval = 500  # steps between evaluations; all but the first, at step 0, save the model
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
-dropout = 0.2 if gpu else 0.0  # share of results that is set to 0: more dropout reduces overfitting
-warmup_iters = 1 + max_iters // 25  # the learning rate rises in these first steps, then falls
-learning_rate = 2e-3  # of AdamW, if muon is False
-# Each step of AdamW also shrinks the weights by the share weight_decay * learning_rate.
-weight_decay = 0.1  # of AdamW, if muon is False
+dropout = 0.2 if gpu else 0.0  # share of results that training sets to 0, against overfitting
+warmup_iters = max_iters // 25  # the learning rate rises in these first steps, then falls
+max_new_tokens = 300  # characters in the sample at the end
 # Products in bfloat16, a 16-bit format, are faster where the hardware supports the format.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
 # True: one call of PyTorch computes attention, which is faster on a GPU. False: the lines under
-# else in CausalSelfAttention compute it. Only then do edits of the scores or the mask act.
+# else in CausalSelfAttention compute it. Set flash to False to edit the scores or the mask.
 flash = gpu
 
 # Three switches turn on what has been found since GPT-2. Their code is at the end of this file.
-# With all three False, model and training are GPT-2's, except for what the docstring of GPT lists.
+# With all three False, model and training are nearly GPT-2's: the docstrings of GPT and of train
+# say what differs.
 rotary = True  # queries and keys are rotated by their position. False: learned positions are added
 even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
+
+# Each optimizer has a learning rate of its own. In each step, weight decay shrinks the weights by
+# the share weight decay * learning rate.
 muon_learning_rate = 1e-2  # of Muon and of the AdamW beside it
-muon_weight_decay = 2.0 if gpu else 0.3  # of Muon. 2.0 keeps the large model from overfitting
+muon_weight_decay = 2.0 if gpu else 0.3  # of Muon; a larger model overfits sooner
+learning_rate = 2e-3  # of AdamW, if muon is False
+weight_decay = 0.1  # of AdamW, if muon is False
 
 # ---- data ----
 def load_data():
-    """Return the characters and the checksum of the text, and the tokens of both splits."""
+    """Return the characters and the checksum of the text, and the tokens of both splits.
+
+    Of a long validation split, these are the first 262,144 tokens: enough to estimate a loss."""
     if not os.path.exists('meta.json'):
         sys.exit('There is no data yet: run python prepare.py first.')
     meta = json.load(open('meta.json'))
     train_data = np.memmap('train.bin', np.uint16, 'r')
-    val_data = np.memmap('val.bin', np.uint16, 'r')[:262144]  # enough to estimate a loss
+    val_data = np.memmap('val.bin', np.uint16, 'r')[:2 ** 18]
     if block_size >= len(val_data):
         sys.exit(f'The text is too short for {block_size=}: at most {len(val_data) - 1} fits.')
     return meta, train_data, val_data
@@ -77,7 +83,7 @@ def get_batch(data, starts):
     return idx[:, :-1], idx[:, 1:]
 
 def decode(tokens, chars):
-    """Turn tokens into text: a token is the place of a character in chars."""
+    """Turn tokens into text: a token is the index of a character in chars."""
     return ''.join(chars[token] for token in tokens)
 
 # ---- the model ----
@@ -148,27 +154,24 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Compute, for each character, the logits (scores) of the character that follows.
 
-    config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. With all three
-    switches off, this is GPT-2's model, except that
+    config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. With rotary
+    False, this is GPT-2's model, except that
     - the linear layers have no biases,
     - dropout acts at the end of attention and of MLP only,
     - the linear layers, and wte with them, are initialized in PyTorch's default way,
-    - GELU is exact, whereas GPT-2 approximates it.
-    Training differs from the lecture on GPT-2: the learning rate falls in a straight line to 0,
-    gradients are not clipped, weight decay acts on all parameters, beta2 of AdamW is 0.999 and not
-    0.95, and windows are random and not in the order of the text."""
+    - GELU is exact, whereas GPT-2 approximates it."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # a vector for each character
         if not config.rotary:
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # a vector for each place
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # a vector for each position
             nn.init.normal_(self.wpe.weight, std=0.02)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.wte.weight = self.lm_head.weight  # tied: one table for reading and for writing
+        self.wte.weight = self.lm_head.weight  # tied: one table for input and output
 
     def forward(self, idx, targets=None):
         """Return the logits (B, T, V) for what follows each token of idx (B, T), and the loss.
@@ -188,119 +191,123 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens):
         """Append max_new_tokens tokens to each row of idx (B, T), one after the other."""
-        was_training = self.training
-        self.eval()
+        self.eval()  # without dropout
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.config.block_size:])  # the last window
             probs = logits[:, -1].softmax(dim=-1)  # (B, V): the last position has seen all
             idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1)
             idx = torch.cat((idx, idx_next), dim=1)  # (B, T+1)
-        self.train(was_training)
         return idx
 
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """Return the mean loss, without dropout, over all of data, cut into adjacent windows."""
-    was_training = model.training
-    model.eval()
+    """Return the mean loss over all of data, cut into adjacent windows.
+
+    What is left at the end is shorter than a window and does not count."""
+    model.eval()  # without dropout
     starts = range(0, len(data) - block_size, block_size)
     total = 0.0
     for i in range(0, len(starts), batch_size):
         x, y = get_batch(data, starts[i:i + batch_size])
         _, loss = model(x, y)
         total += loss.item() * len(x)
-    model.train(was_training)
     return total / len(starts)
 
 def make_optimizers(model):
     """Return a list of optimizers, which together train all parameters of model."""
     if not muon:
         return [torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)]
-    matrices, others = [], []
-    for name, p in model.named_parameters():
-        if name.startswith('blocks.') and p.ndim == 2:
-            matrices.append(p)
-        else:
-            others.append(p)
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p not in set(matrices)]
     return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
             torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
 
 def lr_factor(step):
     """Return the learning rate of a step, as a share of the one in the settings."""
-    warmup = min(1, (step + 1) / warmup_iters)
+    warmup = min(1, (step + 1) / (warmup_iters + 1))
     decay = 1 - step / max_iters
     return warmup * decay
 
-def make_checkpoint(model, optimizers, idx):
+def make_checkpoint(model, optimizers, data):
     """Return what sample.py needs to rebuild the model, and what restore needs to continue.
 
-    probe is a window and the logits that the model gives for it. restore and sample.py compute them
-    again: other logits mean that the code of the model has changed."""
+    probe is a window of data and the logits that the model gives for it. restore and sample.py
+    compute the logits again: if they differ, the code of the model has changed."""
+    model.eval()
+    idx, _ = get_batch(data, [0])
     with torch.no_grad():
-        logits, _ = model.eval()(idx)
+        logits, _ = model(idx)
     return dict(config=vars(model.config), model=model.state_dict(), probe=(idx, logits),
                 optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
-                rng=torch.get_rng_state())
+                rng=torch.get_rng_state())  # of the CPU: on a GPU, dropout draws anew
 
 def save(name, checkpoint):
     """Write a temporary file, then rename it, so that a crash cannot damage the old file."""
     path = os.path.join(out_dir, name)
-    torch.save(checkpoint, f'{path}.{os.getpid()}.tmp')
-    os.replace(f'{path}.{os.getpid()}.tmp', path)
+    temporary = f'{path}.{os.getpid()}.tmp'  # two processes use two names
+    torch.save(checkpoint, temporary)
+    os.replace(temporary, path)
 
+@torch.no_grad()
 def restore(model, optimizers, run):
-    """Load latest.pt into model and optimizers. Return the step that it had reached and best_loss.
+    """Load latest.pt into model and optimizers. Return the step that it has reached, and best_loss.
 
-    An AssertionError says that latest.pt has another text, model, batch size or optimizer."""
+    An AssertionError says what does not fit: the text, the model, the batch size, the optimizer,
+    the code of the model, or a max_iters that is already behind."""
     latest = torch.load(os.path.join(out_dir, 'latest.pt'), 'cpu')
     changed = [name for name in run if run[name] != latest['run'][name] and name != 'dropout']
-    assert not changed, f'latest.pt is of a run with another {", ".join(changed)}'
+    assert not changed, f'latest.pt comes from a run with another {", ".join(changed)}'
     model.load_state_dict(latest['model'])
     idx, logits = latest['probe']
-    now, _ = model.eval()(idx.to(device))
-    same = torch.allclose(now.cpu(), logits, rtol=1e-2, atol=1e-2)
-    assert same, 'latest.pt is of a model with other code: it gives other logits'
+    new_logits, _ = model.eval()(idx.to(device))
+    same = torch.allclose(new_logits.cpu(), logits, rtol=1e-2, atol=1e-2)
+    assert same, 'latest.pt comes from a model with other code: its logits were different'
     assert latest['step'] <= max_iters, f'latest.pt has taken {latest["step"]} steps already'
-    for optimizer, state in zip(optimizers, latest['optimizers']):
-        groups = optimizer.state_dict()['param_groups']  # with the rate and decay of the settings
-        optimizer.load_state_dict({'state': state, 'param_groups': groups})
+    for optimizer, state in zip(optimizers, latest['optimizers']):  # rates come from the settings
+        optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
     torch.set_rng_state(latest['rng'])
     if not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
         latest['best_loss'] = torch.inf  # ckpt.pt was moved away, so the next one is the best
     return latest['step'], latest['best_loss']
 
 def train():
-    """Build or restore the model, and train it. Each evaluation also saves the model."""
+    """Build or restore the model, train it, and write a sample with the best weights.
+
+    With muon and even_windows False, training is GPT-2's as in Karpathy's lecture "Let's reproduce
+    GPT-2", except that
+    - the learning rate falls in a straight line to 0,
+    - gradients are not clipped,
+    - weight decay acts on all parameters,
+    - beta2 of AdamW is 0.999 and not 0.95,
+    - windows are random and not in the order of the text."""
     meta, train_data, val_data = load_data()
     config = SimpleNamespace(vocab_size=len(meta['chars']), block_size=block_size, n_layer=n_layer,
                              n_head=n_head, n_embd=n_embd, dropout=dropout, rotary=rotary)
     torch.manual_seed(seed)
     model = GPT(config).to(device)
     optimizers = make_optimizers(model)
-    # what must not change when a run is resumed, except dropout
+    # A resumed run must have the same values of these, except for dropout.
     run = vars(config) | {'text': meta, 'batch_size': batch_size,
                           'optimizer': [type(optimizer).__name__ for optimizer in optimizers]}
     begin, best_loss = 0, torch.inf
     if resume:
         begin, best_loss = restore(model, optimizers, run)
-    schedules = [LambdaLR(optimizer, lambda i: lr_factor(begin + i)) for optimizer in optimizers]
     os.makedirs(out_dir, exist_ok=True)
     n = sum(p.numel() for p in model.parameters())
     print(f'{n:,} parameters on {device}, steps {begin} to {max_iters}')
     for step in range(begin, max_iters + 1):
         if step % eval_interval == 0 or step == max_iters:
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as much as in val_data
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # of equally many tokens
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
             assert np.isfinite(val_loss), f'{val_loss=} at {step=}: nothing is saved'
             if step > 0:
-                is_best = val_loss < best_loss
                 best_loss = min(val_loss, best_loss)
-                idx, _ = get_batch(val_data, [0])
-                checkpoint = make_checkpoint(model, optimizers, idx) | dict(
-                    run=run, chars=meta['chars'], step=step, val_loss=val_loss, best_loss=best_loss)
-                if is_best:
+                checkpoint = make_checkpoint(model, optimizers, val_data)
+                checkpoint |= dict(run=run, chars=meta['chars'], step=step, val_loss=val_loss,
+                                   best_loss=best_loss)
+                if val_loss == best_loss:
                     save('ckpt.pt', checkpoint)
                 save('latest.pt', checkpoint)
         if step == max_iters:
@@ -315,23 +322,23 @@ def train():
             _, loss = model(x, y)
         loss.backward()
         for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group['lr'] = optimizer.defaults['lr'] * lr_factor(step)
             optimizer.step()
             optimizer.zero_grad()
-        for schedule in schedules:
-            schedule.step()  # the learning rates rise or fall
         if (step + 1) % 50 == 0:
             print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
     best = torch.load(os.path.join(out_dir, 'ckpt.pt'), device)
     model.load_state_dict(best['model'])
-    start = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
-    print(decode(model.generate(start, 300)[0].tolist(), meta['chars']))
+    idx = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
+    print(decode(model.generate(idx, max_new_tokens)[0].tolist(), meta['chars']))
     print(f'ckpt.pt has the best weights, val loss {best["val_loss"]:.4f}. Next: python sample.py')
 
 # ---- found since GPT-2 ----
 def rotary_table(config):
     """Return the cosines and sines of the angles for rotate: (2, block_size, D/2).
 
-    An angle grows with the position: fast for the first channels, very slowly for the last."""
+    An angle grows with the position: fast in the first of D/2 planes, very slowly in the last."""
     D = config.n_embd // config.n_head
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
     angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
@@ -348,15 +355,15 @@ def rotate(x, cos_sin):
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
 
 def even_starts(step, n):
-    """Return B places from 0 to n - 1, where the windows of this step start.
+    """Return B offsets from 0 to n - 1, at which the windows of this step start.
 
     The multiples of the golden ratio have fractional parts (0.62, 0.24, 0.85, 0.47, ...) that never
     bunch up: each new one falls into one of the widest gaps between the others. So all parts of the
-    text are seen about equally often, whenever training stops."""
+    text are seen about equally often, no matter when training stops."""
     golden_ratio = (5 ** 0.5 + 1) / 2
-    first = np.random.default_rng(seed).random()  # each seed shifts all places
+    shift = np.random.default_rng(seed).random()  # each seed has other offsets
     i = np.arange(step * batch_size, (step + 1) * batch_size)
-    fraction = (first + i * golden_ratio) % 1  # (B,)
+    fraction = (shift + i * golden_ratio) % 1  # (B,)
     return (fraction * n).astype(int)
 
 def newton_schulz(G):
@@ -377,7 +384,7 @@ def newton_schulz(G):
     return X
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with equally strong directions: kellerjordan.github.io/posts/muon.
+    """Momentum whose directions are made equally strong: kellerjordan.github.io/posts/muon.
 
     A gradient of a matrix is a sum of directions, a few of which are so strong that they drown out
     the others. Muon makes all directions equally strong, so that rare patterns are learned faster.
@@ -394,14 +401,12 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 if p.grad is None:
                     continue
-                if 'mean' not in self.state[p]:
-                    self.state[p]['mean'] = torch.zeros_like(p)
-                mean = self.state[p]['mean']  # a running mean of the gradients
+                mean = self.state[p].setdefault('mean', torch.zeros_like(p))  # of the gradients
                 mean.mul_(beta).add_(p.grad, alpha=1 - beta)
                 ahead = beta * mean + (1 - beta) * p.grad  # Nesterov: the mean, one step ahead
-                size = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW
+                scale = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW
                 p.mul_(1 - group['lr'] * group['weight_decay'])
-                p.sub_(group['lr'] * size * newton_schulz(ahead))
+                p.sub_(group['lr'] * scale * newton_schulz(ahead))
 
 if __name__ == '__main__':
     if hasattr(sys.stdout, 'reconfigure'):  # a notebook's output has no such method

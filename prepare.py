@@ -36,7 +36,7 @@ def download():
         text = '\n'.join(topics.topics.values()).encode()
     else:
         if hashlib.sha256(text).hexdigest() != sha256:
-            sys.exit(f'{url} is now another text. Put a text of your own at input.txt.')
+            sys.exit(f'{url} is now another text. Save a text of your own as input.txt.')
     with open('input.txt.tmp', 'wb') as file:
         file.write(text)
     os.replace('input.txt.tmp', 'input.txt')
@@ -52,7 +52,7 @@ def pieces():
             sys.exit(f'input.txt is not in UTF-8: {e.reason} after {before}. Save it as UTF-8.')
 
 def encode(text, chars):
-    """Turn text into an array of tokens: a token is the place of a character in chars."""
+    """Turn text into an array of tokens: a token is the index of a character in chars."""
     stoi = {char: i for i, char in enumerate(chars)}
     return np.array([stoi[char] for char in text], np.uint16)
 
@@ -72,7 +72,7 @@ def prepare():
     length = os.path.getsize('tokens.tmp') // 2  # two bytes per token
     if length < 20:
         os.remove('tokens.tmp')
-        sys.exit(f'input.txt has {length} characters: put a longer text there, at least 20.')
+        sys.exit(f'input.txt has {length} characters: save a longer text there, at least 20.')
 
     tokens = np.memmap('tokens.tmp', np.uint16, 'r')
     n = int(0.9 * length)  # the first nine tenths are for training, the rest for validation

