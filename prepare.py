@@ -68,7 +68,7 @@ def prepare():
 
     with open('tokens.tmp', 'wb') as file:
         for piece in pieces():
-            encode(piece, chars).tofile(file)
+            file.write(encode(piece, chars))
     length = os.path.getsize('tokens.tmp') // 2  # two bytes per token
     if length < 20:
         os.remove('tokens.tmp')
@@ -76,11 +76,15 @@ def prepare():
 
     tokens = np.memmap('tokens.tmp', np.uint16, 'r')
     n = int(0.9 * length)  # the first nine tenths are for training, the rest for validation
-    tokens[:n].tofile('train.bin.tmp')
-    tokens[n:].tofile('val.bin.tmp')
+    with open('train.bin.tmp', 'wb') as file:
+        file.write(tokens[:n])
+    with open('val.bin.tmp', 'wb') as file:
+        file.write(tokens[n:])
     del tokens  # Windows cannot remove a file that is still in use
     with open('meta.json.tmp', 'w') as file:
         json.dump({'chars': chars, 'sha256': digest.hexdigest()}, file)
+    if os.path.exists('meta.json'):
+        os.remove('meta.json')  # after a crash here, there is no data rather than data of two texts
     for name in ('train.bin', 'val.bin', 'meta.json'):
         os.replace(f'{name}.tmp', name)
     os.remove('tokens.tmp')

@@ -270,6 +270,8 @@ def test_rotary_positions_make_a_score_depend_on_the_distance_and_add_no_paramet
     attention = gpt.CausalSelfAttention(tiny(rotary=True))
     assert not torch.allclose(attention(x)[0, 9], attention(x[:, SHUFFLED])[0, 9], atol=1e-3)
     assert not hasattr(gpt.GPT(tiny(rotary=True)), 'wpe')
+    with pytest.raises(ValueError):  # three channels are not pairs
+        gpt.CausalSelfAttention(tiny(n_embd=6))(x[..., :6])
 
 # ---- the block ----
 def test_attention_reduces_and_the_mlp_maps():
@@ -607,6 +609,36 @@ def test_prepare_tells_what_is_wrong_with_a_text(content, words):
     with pytest.raises(SystemExit, match=words):
         prepare.prepare()
     assert os.listdir() == ['input.txt']
+
+def test_a_full_disk_cuts_no_text():
+    resource = pytest.importorskip('resource')  # not on Windows
+    write_data()
+    old = read_data()
+    Path('input.txt').write_text('ab' * 4000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_500, hard))  # bytes; the tokens need 16,000
+    try:
+        with pytest.raises(OSError):
+            prepare.prepare()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for before, after in zip(old, read_data()):
+        assert list(before) == list(after)
+
+def test_a_crash_between_two_files_does_not_leave_data_of_two_texts(monkeypatch):
+    write_data()
+    replace = os.replace
+
+    def crash(old, new):
+        if new == 'val.bin':
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    monkeypatch.setattr(os, 'replace', crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_data(TEXT[::-1])
+    with pytest.raises(SystemExit, match='run python prepare.py'):
+        gpt.train()
 
 def test_a_download_is_used_only_if_it_is_the_right_one(monkeypatch, capsys):
     Path('theirs').write_text(TEXT)
