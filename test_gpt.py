@@ -1,13 +1,13 @@
 """The first half is a walk through the ideas of a GPT, to be read beside gpt.py. The second half
-tests what the scripts promise.
+tests what the scripts promise. The functions that both halves use stand between them.
 
 Each test is named after the fact that it checks. The tests need no network and no data."""
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-import time
 import types
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -126,6 +126,9 @@ def test_three_ways_to_average_the_past_are_one():
     by_softmax = torch.zeros(T, T).masked_fill(tril == 0, -torch.inf).softmax(dim=-1) @ x
     assert_close(by_loop, by_product)
     assert_close(by_loop, by_softmax)
+    # Attention replaces the equal weights by weights that depend on the text. With queries of
+    # zero, all scores are equal, and attention is this average again.
+    assert_close(by_loop, attend(torch.zeros(B, T, C), torch.randn(B, T, C), x))
 
 def attend(q, k, v):
     """Return softmax(q k^T / sqrt(D)) v without the future. q, k and v are (.., T, D)."""
@@ -146,17 +149,6 @@ class Head(nn.Module):
     def forward(self, x):
         return attend(self.query(x), self.key(x), self.value(x))  # (B, T, head_size)
 
-class MultiHead(nn.Module):
-    """Several heads side by side, then a projection, as the lecture writes it."""
-
-    def __init__(self, n_embd, n_head):
-        super().__init__()
-        self.heads = nn.ModuleList([Head(n_embd, n_embd // n_head) for _ in range(n_head)])
-        self.proj = nn.Linear(n_embd, n_embd, bias=False)
-
-    def forward(self, x):
-        return self.proj(torch.cat([head(x) for head in self.heads], dim=-1))  # (B, T, C)
-
 def test_queries_are_not_keys_since_what_a_position_looks_for_is_not_what_it_is():
     # A vowel may look for consonants, but it is found as a vowel. If queries and keys were the
     # same, position i would give position j the same score that j gives i.
@@ -171,7 +163,8 @@ def test_queries_are_not_keys_since_what_a_position_looks_for_is_not_what_it_is(
 def test_values_are_what_is_mixed_in_shares_that_queries_and_keys_decide():
     q, k, v = torch.randn(3, 10, 8)
     y = attend(q, k, v)
-    assert_close(attend(q, k, 2 * v), 2 * y)
+    shares = attend(q, k, torch.eye(10))  # (T, T)
+    assert_close(y, shares @ v)
     assert_close(y[0], v[0])  # the first position has only itself to ask
 
 def test_attention_is_a_directed_graph_in_which_every_edge_points_from_the_past():
@@ -183,7 +176,7 @@ def test_attention_is_a_directed_graph_in_which_every_edge_points_from_the_past(
         assert (edges[t, t + 1:] == 0).all()  # no edge from a later position
         assert edges[t].sum().item() == pytest.approx(1)
 
-def test_the_large_product_with_a_mask_is_many_small_ones_without():
+def test_one_product_with_a_mask_replaces_many_small_ones():
     q, k, v = torch.randn(3, 10, 8)
     rows = []
     for t in range(10):
@@ -205,6 +198,17 @@ def test_the_softmax_of_large_scores_is_bad_since_it_listens_to_one_position_and
     assert weights.max() > 0.9  # nearly one-hot
     assert gradients[1] < gradients[0] / 5
 
+class MultiHead(nn.Module):
+    """Several heads side by side, then a projection, as the lecture writes it."""
+
+    def __init__(self, n_embd, n_head):
+        super().__init__()
+        self.heads = nn.ModuleList([Head(n_embd, n_embd // n_head) for _ in range(n_head)])
+        self.proj = nn.Linear(n_embd, n_embd, bias=False)
+
+    def forward(self, x):
+        return self.proj(torch.cat([head(x) for head in self.heads], dim=-1))  # (B, T, C)
+
 def test_heads_are_small_and_several_since_one_mixes_all_it_finds_with_the_same_weights():
     # Position 2 wants one feature of position 0 and another of position 1. One head that looks at
     # both positions gets their mean. Two heads of half the size get both features whole.
@@ -217,7 +221,7 @@ def test_heads_are_small_and_several_since_one_mixes_all_it_finds_with_the_same_
     assert_close(one_head[2], torch.tensor([0.5, 0.5]))
     assert_close(two_heads[2], torch.tensor([1.0, 1.0]))
     count = lambda model: sum(p.numel() for p in model.parameters())
-    assert count(MultiHead(32, 4)) == count(MultiHead(32, 1))  # at no extra cost
+    assert count(MultiHead(32, 4)) == count(MultiHead(32, 1))  # as many parameters
 
 def test_the_attention_of_gpt_py_is_the_plain_heads_side_by_side():
     attention = gpt.CausalSelfAttention(tiny(rotary=False))  # 32 channels, 2 heads
@@ -241,10 +245,13 @@ def test_pytorch_has_attention_in_one_call(monkeypatch):
 # ---- positions ----
 SHUFFLED = [3, 0, 8, 5, 1, 7, 2, 6, 4, 9]  # the last position stays in its place
 
-def test_without_positions_attention_does_not_know_the_order_of_the_past():
+def test_without_positions_one_layer_of_attention_does_not_know_the_order_of_the_past():
     x = torch.randn(1, 10, 32)
     attention = gpt.CausalSelfAttention(tiny(rotary=False))
     assert_close(attention(x)[0, 9], attention(x[:, SHUFFLED])[0, 9])
+    # The mask gives the order away to a second layer: it shows each position another past.
+    two = nn.Sequential(attention, gpt.CausalSelfAttention(tiny(rotary=False)))
+    assert not torch.allclose(two(x)[0, 9], two(x[:, SHUFFLED])[0, 9], atol=1e-4)
 
 def test_learned_positions_add_a_vector_for_the_position_to_the_vector_for_the_character():
     model = gpt.GPT(tiny(rotary=False))
@@ -255,8 +262,9 @@ def test_learned_positions_add_a_vector_for_the_position_to_the_vector_for_the_c
     assert_close(seen[0][0, 0], model.wte.weight[3] + model.wpe.weight[0])
     assert_close(seen[0][0, 1], model.wte.weight[3] + model.wpe.weight[1])
     assert_close(seen[0][0, 2], model.wte.weight[7] + model.wpe.weight[2])
+    assert model.wpe.weight.std().item() == pytest.approx(0.02, rel=0.2)  # small at first
 
-def test_rotary_positions_make_a_score_depend_on_the_distance_and_add_no_parameters():
+def test_rotary_positions_make_a_score_depend_on_the_distance():
     q, k = torch.randn(2, 16)  # (D,) each
     cos_sin = gpt.rotary_table(tiny(block_size=10, n_embd=32, n_head=2))
     rotated_q = gpt.rotate(q.expand(10, 16), cos_sin)  # the same query at 10 positions
@@ -266,15 +274,15 @@ def test_rotary_positions_make_a_score_depend_on_the_distance_and_add_no_paramet
     assert scores[0].std() > 0.1  # a different distance gives a different score
     assert_close(scores.diagonal(), (q @ k).expand(10))  # at distance 0, nothing has changed
     assert_close(rotated_q.norm(dim=1), q.norm().expand(10))  # a rotation keeps the length
+
+def test_with_rotary_positions_attention_knows_the_order_without_more_parameters():
     x = torch.randn(1, 10, 32)
     attention = gpt.CausalSelfAttention(tiny(rotary=True))
     assert not torch.allclose(attention(x)[0, 9], attention(x[:, SHUFFLED])[0, 9], atol=1e-3)
     assert not hasattr(gpt.GPT(tiny(rotary=True)), 'wpe')
-    with pytest.raises(ValueError):  # three channels are not pairs
-        gpt.CausalSelfAttention(tiny(n_embd=6))(x[..., :6])
 
 # ---- the block ----
-def test_attention_reduces_and_the_mlp_maps():
+def test_attention_mixes_positions_and_the_mlp_treats_each_alone():
     # Attention sums over positions, and the sum for a position changes with all that it sees. The
     # MLP treats each position by itself, and all positions in the same way.
     x = torch.randn(1, 10, 32)
@@ -303,14 +311,16 @@ def test_a_block_is_two_branches_off_a_residual_stream_each_behind_its_norm():
     y = x + block.attn(block.ln_1(x))
     assert_close(block(x), y + block.mlp(block.ln_2(y)))  # post-norm would be ln_1(x + attn(x))
 
-def test_residuals_let_gradients_reach_the_start():
-    for residual, low, high in ((1, 0.5, 2), (0, 0, 1e-5)):
+def test_in_a_stack_of_mlps_only_residuals_let_gradients_reach_the_start():
+    def share_that_reaches_the_start(residual):
         x = start = torch.randn(1, 10, 32, requires_grad=True)
         for _ in range(12):  # layers
             x = residual * x + gpt.MLP(tiny())(x)
         x.sum().backward()
-        share = start.grad.norm() / torch.ones_like(x).norm()  # of the gradient at the end
-        assert low <= share < high
+        return (start.grad.norm() / torch.ones_like(x).norm()).item()  # of the gradient at the end
+
+    assert 0.5 < share_that_reaches_the_start(residual=1) < 2
+    assert share_that_reaches_the_start(residual=0) < 1e-5
 
 def test_dropout_acts_in_training_only_and_on_both_branches():
     x = torch.randn(1, 10, 32)
@@ -331,6 +341,11 @@ def test_the_future_cannot_change_the_past(rotary):
     after, _ = model(changed)
     assert_close(before[0, :9], after[0, :9])
     assert not torch.allclose(before[0, 9], after[0, 9])
+
+def test_the_windows_of_a_batch_do_not_see_each_other():
+    model = gpt.GPT(tiny())
+    idx = torch.randint(10, (4, 16))
+    assert_close(model(idx)[0][:1], model(idx[:1])[0])
 
 def test_the_last_position_is_enough_to_write_since_it_sees_all_others():
     model = gpt.GPT(tiny())
@@ -383,19 +398,24 @@ def test_the_parameters_are_tables_and_twelve_squares_a_layer():
         matrices = n_layer * (4 + 8) * C ** 2  # attention 4, MLP 8
         assert sum(p.numel() for p in model.parameters()) == tables + norms + matrices
 
+def flops(model, *args):
+    """Return how many multiplications and additions the products in a model take."""
+    with FlopCounterMode(display=False) as counter:
+        model(*args)
+    return counter.get_total_flops()
+
 def test_attention_is_quadratic_in_T_and_the_rest_is_linear():
-    n_layer, C = 2, 32
+    n_layer, C, V = 2, 32, 10
     model = gpt.GPT(tiny(block_size=128, n_layer=n_layer, n_embd=C))
-
-    def flops(T):
-        with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, T, dtype=torch.long))
-        return counter.get_total_flops()
-
-    multiply_and_add, products = 2, 2  # q @ k.mT and wei @ v
-    quadratic = lambda T: n_layer * products * multiply_and_add * T * T * C
-    # doubling T doubles what is linear, so that only the quadratic part is left in the difference
-    assert flops(128) - 2 * flops(64) == quadratic(128) - 2 * quadratic(64)
+    multiply_and_add = 2
+    for T in (64, 128):
+        attention = n_layer * 2 * T * T * C  # q @ k.mT and wei @ v
+        matrices = n_layer * 12 * T * C * C
+        logits = T * C * V
+        total = flops(model, torch.zeros(1, T, dtype=torch.long))
+        assert total == multiply_and_add * (attention + matrices + logits)
+    # so attention takes T / 6C as much as the matrices
+    assert 100_000 / (6 * 128) == pytest.approx(130, rel=0.01)
 
 @torch.no_grad()
 def test_to_write_is_to_predict_sample_append_and_predict_again():
@@ -423,6 +443,9 @@ def assert_same_logits(model, cached):
 def test_a_cache_of_keys_and_values_saves_computing_the_past_again(rotary):
     model, cached = gpt_and_sample(tiny(rotary=rotary))
     assert_same_logits(model, cached)
+    idx = torch.randint(10, (1, 16))
+    cached(idx[:, :15], 0)
+    assert 16 * flops(cached, idx[:, 15:], 15) == flops(model, idx)  # one position, not 16
 
 @pytest.mark.parametrize('settings, expected', [
     ({}, [0.1, 0.4, 0.3, 0.2]),
@@ -493,14 +516,13 @@ def climb(i, seed=1):
     config = tiny(vocab_size=len(chars), block_size=8, n_head=4, rotary=False)
     name, model, rate = rungs(config)[i]
     switches = name == 'gpt.py, switches on'
-    settings = TINY | dict(batch_size=64, block_size=8, seed=seed, muon=switches,
-                           learning_rate=rate, muon_learning_rate=rate)
+    settings = TINY | dict(batch_size=64, block_size=8, seed=seed, muon=switches, max_iters=600,
+                           warmup_iters=49, learning_rate=rate, muon_learning_rate=rate)
     for setting, value in settings.items():
         setattr(gpt, setting, value)
     optimizers = gpt.make_optimizers(model)
-    steps = 600
     torch.manual_seed(seed)
-    for step in range(steps):
+    for step in range(gpt.max_iters):
         if switches:
             starts = gpt.even_starts(step, len(train_data) - 8)
         else:
@@ -510,7 +532,7 @@ def climb(i, seed=1):
         loss.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = rate * min(1, (step + 1) / 50) * (1 - step / steps)
+                group['lr'] = rate * gpt.lr_factor(step)
             optimizer.step()
             optimizer.zero_grad()
     return name, sum(p.numel() for p in model.parameters()), gpt.estimate_loss(model, val_data)
@@ -519,17 +541,21 @@ def test_each_rung_of_the_ladder_is_better_than_the_one_below_except_two_that_ti
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
         ladder = list(pool.map(climb, range(8)))
     below = None
+    losses = {}
     for name, n, loss in ladder:
         print(f'{name:26}{n:8,} parameters   val loss {loss:.3f}')
+        losses[name] = loss
         if name in ('LayerNorm', 'gpt.py, switches off'):
             # In a model so small, LayerNorm nearly ties with the rung below. With its switches off,
             # gpt.py is the rung with LayerNorm again, but with tied weights.
             assert loss < below + 0.1
         elif below is not None:
-            assert loss < below - 0.03  # seeds differ by less than that
+            assert loss < below - 0.03  # three seeds differ by less, on the text of Python 3.11
         below = loss
+    # In so short a run, Muon is ahead. It wins back more than the two rungs that tie have lost.
+    assert losses['gpt.py, switches on'] < losses['residuals, twice as deep']
 
-# ---- help ----
+# ---- functions that the tests use ----
 def edited(script, edits=(), **globals):
     """Return the source of a script, with (old, new) edits of its text and with other globals."""
     source = (HERE / script).read_text(encoding='utf-8')
@@ -552,17 +578,12 @@ def edited_script(script, edits=(), **globals):
 def edited_gpt(edits, **globals):
     return edited_script('gpt.py', edits, **globals)
 
-def start(script, *command, **edits):
-    """Start an edited copy of a script."""
-    Path(script).write_text(edited(script, **edits), encoding='utf-8')
-    return subprocess.Popen([sys.executable, *command, script], text=True, errors='replace',
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
 def run(script, *command, **edits):
-    """Run an edited script to the end. Return its status, its output and its errors."""
-    process = start(script, *command, **edits)
-    out, err = process.communicate(timeout=100)
-    return process.returncode, out, err
+    """Run an edited copy of a script. Return its status, its output and its errors."""
+    Path(script).write_text(edited(script, **edits), encoding='utf-8')
+    done = subprocess.run([sys.executable, *command, script], text=True, errors='replace',
+                          capture_output=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
 
 @torch.no_grad()
 def gpt_and_sample(config, gpt=gpt, sample=sample):
@@ -641,18 +662,25 @@ def test_a_crash_between_two_files_does_not_leave_data_of_two_texts(monkeypatch)
         gpt.train()
 
 def test_a_download_is_used_only_if_it_is_the_right_one(monkeypatch, capsys):
-    Path('theirs').write_text(TEXT)
-    monkeypatch.setattr(prepare, 'url', Path('theirs').absolute().as_uri())
-    with pytest.raises(SystemExit, match='theirs'):
+    Path('remote').write_text(TEXT, encoding='utf-8', newline='')
+    monkeypatch.setattr(prepare, 'url', Path('remote').absolute().as_uri())
+    with pytest.raises(SystemExit, match='another text'):
         prepare.download()
     assert not Path('input.txt').exists()
-    os.remove('theirs')  # the download now fails
+    monkeypatch.setattr(prepare, 'sha256', hashlib.sha256(TEXT.encode()).hexdigest())
+    prepare.download()
+    assert Path('input.txt').read_text(encoding='utf-8') == TEXT
+    os.remove('remote')  # the download now fails
     prepare.download()
     out = capsys.readouterr().out
     assert 'could not be downloaded' in out and 'not write like Shakespeare' in out
     assert Path('input.txt').stat().st_size > 100_000
 
-# ---- optimizers and windows ----
+# ---- optimizers, windows and heads ----
+def test_a_head_of_odd_size_is_refused_by_rotary():
+    with pytest.raises(ValueError):
+        gpt.GPT(tiny(n_embd=6))(torch.zeros(1, 5, dtype=torch.long))  # three channels are no pairs
+
 def test_newton_schulz_keeps_the_directions_and_makes_them_about_equally_strong():
     for rows, columns in ((32, 32), (32, 128), (40, 7)):
         U, S, Vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
@@ -680,8 +708,8 @@ def test_muon_takes_the_steps_of_torch_optim_Muon():
             assert step.norm().item() == pytest.approx(other.norm().item(), rel=0.02)  # bfloat16
 
 def test_muon_trains_the_matrices_of_the_blocks_and_adamw_every_other_parameter():
-    edited = edited_gpt([('3 * config.n_embd, bias=False', '3 * config.n_embd, bias=True')])
-    model = edited.GPT(tiny())
+    with_bias = edited_gpt([('3 * config.n_embd, bias=False', '3 * config.n_embd, bias=True')])
+    model = with_bias.GPT(tiny())
     muon, adamw = gpt.make_optimizers(model)
     trained = {p: optimizer for optimizer in (muon, adamw)
                for p in optimizer.param_groups[0]['params']}
@@ -691,7 +719,7 @@ def test_muon_trains_the_matrices_of_the_blocks_and_adamw_every_other_parameter(
     assert muon.param_groups[0]['weight_decay'] == 0.3
     assert adamw.param_groups[0]['weight_decay'] == 0
 
-def test_each_optimizer_has_its_own_rate_which_rises_then_falls_to_nothing(monkeypatch):
+def test_the_rate_is_that_of_the_optimizers_in_use_and_rises_then_falls_to_nothing(monkeypatch):
     write_data()
     rates = []
 
@@ -709,6 +737,8 @@ def test_each_optimizer_has_its_own_rate_which_rises_then_falls_to_nothing(monke
     monkeypatch.setattr(gpt, 'muon', False)
     gpt.train()
     assert rates == pytest.approx([0.1 * share for share in shape])
+    [adamw] = gpt.make_optimizers(gpt.GPT(tiny()))
+    assert adamw.param_groups[0]['weight_decay'] == 0.1
 
 def test_even_windows_are_spread_evenly_however_many_have_been_taken(monkeypatch):
     n = 10_000
@@ -735,8 +765,9 @@ def test_the_switch_decides_between_even_and_random_windows(monkeypatch, even):
 
     set_globals(monkeypatch, gpt, get_batch=record, even_windows=even)
     gpt.train()
+    _, train, _ = read_data()
     for step in range(12):
-        assert (gpt.even_starts(step, 2700 - gpt.block_size).tolist() in taken) == even
+        assert (gpt.even_starts(step, len(train) - gpt.block_size).tolist() in taken) == even
 
 # ---- training ----
 def test_a_run_says_what_it_does_and_leaves_what_sample_needs(monkeypatch, capsys):
@@ -746,7 +777,6 @@ def test_a_run_says_what_it_does_and_leaves_what_sample_needs(monkeypatch, capsy
     out = capsys.readouterr().out
     step_0 = re.search(r'step 0: train loss ([\d.]+), val loss ([\d.]+)\n', out)
     assert [float(loss) for loss in step_0.groups()] == pytest.approx([np.log(32)] * 2, rel=0.1)
-    assert torch.load('some/folder/ckpt.pt')['step'] > 0  # the untrained model is not saved
     assert re.search(r'step 12: train loss [\d.]+, val loss [\d.]+\n', out)
     ckpt = torch.load('some/folder/ckpt.pt')
     assert f"val loss {ckpt['val_loss']:.4f}" in out.splitlines()[-1]
@@ -777,9 +807,29 @@ def test_losses_and_texts_are_made_without_dropout():
     assert losses[0] == losses[1]
     assert torch.equal(texts[0], texts[1])
 
-def test_the_sample_at_the_end_is_by_the_best_weights(monkeypatch, capsys):
+def test_dropout_acts_in_every_step_of_training(monkeypatch):
     write_data()
-    losses = iter([9.0, 9.0, 9.0, 2.0, 9.0, 3.0])  # train and val at steps 0, 6, 12
+    forward = gpt.GPT.forward
+    modes = []
+
+    def record(model, idx, targets=None):
+        if torch.is_grad_enabled():
+            modes.append(model.training)
+        return forward(model, idx, targets)
+
+    monkeypatch.setattr(gpt.GPT, 'forward', record)
+    gpt.train()
+    assert modes == [True] * 12
+
+def test_the_loss_of_a_long_validation_split_is_estimated_on_its_first_tokens(monkeypatch):
+    write_data()
+    np.arange(300_000).astype(np.uint16).tofile('val.bin')
+    _, _, val_data = gpt.load_data()
+    assert np.array_equal(val_data, np.arange(2 ** 18).astype(np.uint16))
+
+def test_the_sample_at_the_end_is_by_the_best_weights_after_step_0(monkeypatch, capsys):
+    write_data()
+    losses = iter([9.0, 1.0, 9.0, 2.0, 9.0, 3.0])  # train and val at steps 0, 6, 12
     monkeypatch.setattr(gpt, 'estimate_loss', lambda *_: next(losses))
     used = []
 
@@ -794,12 +844,15 @@ def test_the_sample_at_the_end_is_by_the_best_weights(monkeypatch, capsys):
     assert 'val loss 2.0000' in capsys.readouterr().out.splitlines()[-1]
 
 # ---- nothing is lost, and every error is reported ----
-@pytest.mark.parametrize('switches', [{}, dict(rotary=False), dict(muon=False),
-                                      dict(even_windows=False),
-                                      dict(rotary=False, muon=False, even_windows=False)])
-def test_a_resumed_run_is_the_run_that_never_stopped(monkeypatch, switches):
+@pytest.mark.parametrize('rotary', [True, False])
+@pytest.mark.parametrize('even_windows', [True, False])
+@pytest.mark.parametrize('muon', [True, False])
+@pytest.mark.parametrize('bfloat16', [True, False])
+def test_a_resumed_run_is_the_run_that_never_stopped(
+        monkeypatch, capsys, rotary, even_windows, muon, bfloat16):
     write_data()
-    set_globals(monkeypatch, gpt, dropout=0.3, **switches)
+    set_globals(monkeypatch, gpt, dropout=0.3, rotary=rotary, even_windows=even_windows, muon=muon,
+                bfloat16=bfloat16)
     gpt.train()
     whole = torch.load('latest.pt')
 
@@ -817,6 +870,9 @@ def test_a_resumed_run_is_the_run_that_never_stopped(monkeypatch, switches):
     assert torch.load('latest.pt')['val_loss'] == whole['val_loss']
     for name, weight in whole['model'].items():
         assert torch.equal(weight, weights()[name]), name
+    capsys.readouterr()
+    sample.main()
+    assert len(capsys.readouterr().out) == 1 + 30 + 1  # the start, 30 characters, a line end
 
 def test_rates_and_decay_come_from_the_settings_and_the_momenta_from_latest(monkeypatch):
     write_data()
@@ -831,25 +887,32 @@ def test_rates_and_decay_come_from_the_settings_and_the_momenta_from_latest(monk
         assert_close(optimizer.state_dict()['state'], state, rtol=0, atol=0)
     assert optimizers[0].param_groups[0]['weight_decay'] == 0.25
 
-@pytest.mark.parametrize('text, change, name', [
-    (TEXT[::-1], {}, 'text'), (TEXT, dict(n_head=4), 'n_head'),
-    (TEXT, dict(rotary=False), 'rotary'), (TEXT, dict(muon=False), 'optimizer'),
-    (TEXT, dict(batch_size=4), 'batch_size')])
+@pytest.mark.parametrize('text, change, words', [
+    (TEXT[::-1], {}, 'another text'), (TEXT, dict(n_head=4), 'another n_head'),
+    (TEXT, dict(rotary=False), 'another rotary'), (TEXT, dict(muon=False), 'another optimizer'),
+    (TEXT, dict(batch_size=4), 'another batch_size'),
+    (TEXT, dict(max_iters=6), '12 steps already')])
 def test_a_run_is_not_resumed_with_another_text_model_batch_size_or_optimizer(
-        monkeypatch, text, change, name):
+        monkeypatch, text, change, words):
     write_data()
     gpt.train()
     write_data(text)
-    set_globals(monkeypatch, gpt, resume=True, max_iters=18, **change)
-    with pytest.raises(AssertionError, match=f'another {name}'):
+    set_globals(monkeypatch, gpt, **dict(resume=True, max_iters=18) | change)
+    with pytest.raises(AssertionError, match=words):
         gpt.train()
 
-def test_a_run_is_not_resumed_when_the_code_of_the_model_has_changed_but_dropout_may():
+def test_a_run_may_be_resumed_with_another_dropout(monkeypatch):
     write_data()
     gpt.train()
-    edited_gpt([], resume=True, max_iters=18, dropout=0.5).train()
+    set_globals(monkeypatch, gpt, resume=True, max_iters=18, dropout=0.5)
+    gpt.train()
+    assert torch.load('latest.pt')['step'] == 18
+
+def test_a_run_is_not_resumed_when_the_code_of_the_model_has_changed():
+    write_data()
+    gpt.train()
     with pytest.raises(AssertionError, match='other code'):
-        edited_gpt([('F.gelu', 'F.relu')], resume=True, max_iters=24).train()
+        edited_gpt([('F.gelu', 'F.relu')], resume=True, max_iters=18).train()
 
 def test_the_best_is_kept_and_comes_back_when_it_is_moved_away(monkeypatch):
     write_data()
@@ -861,20 +924,6 @@ def test_the_best_is_kept_and_comes_back_when_it_is_moved_away(monkeypatch):
     set_globals(monkeypatch, gpt, resume=True, max_iters=18)
     gpt.train()  # at steps 12 and 18
     assert torch.load('ckpt.pt')['val_loss'] == 3.0
-
-def test_a_kill_at_any_moment_leaves_checkpoints_that_load():
-    write_data()
-    gpt.train()
-    for wait in (0.0, 0.07):
-        before = os.stat('latest.pt').st_mtime_ns
-        process = start('gpt.py', **TINY | {'max_iters': 10**6, 'eval_interval': 1})
-        while os.stat('latest.pt').st_mtime_ns == before:
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(wait)
-        process.kill()
-        process.wait()
-        assert weights('ckpt.pt').keys() == weights('latest.pt').keys()
 
 def test_a_save_that_breaks_off_leaves_the_old_file(monkeypatch):
     gpt.save('latest.pt', {'step': 1})
@@ -912,7 +961,7 @@ def test_a_hostile_file_runs_nothing(monkeypatch):
             load()
     assert not Path('it-ran').exists()
 
-def test_what_is_not_there_yet_or_too_short_is_one_line(monkeypatch):
+def test_what_is_not_there_yet_or_too_short_is_reported_in_one_line(monkeypatch):
     for script in (gpt, bigram):
         with pytest.raises(SystemExit, match='run python prepare.py'):
             script.train()
@@ -924,13 +973,6 @@ def test_what_is_not_there_yet_or_too_short_is_one_line(monkeypatch):
             script.train()
         monkeypatch.setattr(script, 'block_size', 6)
         script.train()
-
-@pytest.mark.parametrize('old', ['meta = json', 'cos, sin = ', 'latest = torch', 'torch.save('])
-def test_a_mistake_of_ones_own_is_not_swallowed(old):
-    write_data()
-    gpt.train()
-    with pytest.raises(KeyError, match='mine'):
-        edited_gpt([(old, f"raise KeyError('mine'); {old}")], resume=True, max_iters=18).train()
 
 # ---- sample.py ----
 @torch.no_grad()
@@ -949,21 +991,37 @@ def test_a_long_prompt_counts_with_its_last_window_and_a_full_window_is_halved(
         if context.shape[1] > 16:
             context = context[:, -8:]
 
-def test_start_samples_and_seed_do_what_they_say(monkeypatch, capsys):
+@torch.no_grad()
+def test_after_the_prompt_the_model_reads_one_character_at_a_time():
+    _, cached = gpt_and_sample(tiny())
+    lengths = []
+    cached.register_forward_pre_hook(lambda model, args: lengths.append(args[0].shape[1]))
+    tokens = sample.generate(cached, torch.randint(10, (1, 3)))
+    for _ in range(6):
+        next(tokens)
+    assert lengths == [3, 1, 1, 1, 1, 1]
+
+def test_start_is_continued_by_samples_that_depend_on_the_seed(monkeypatch, capsys):
     gpt_and_sample(tiny())
 
     def written(**globals):
         set_globals(monkeypatch, sample, **WRITE | globals)
         sample.main()
         return capsys.readouterr().out
+
     first = written(start='badge')
     assert first.startswith('badge') and len(first) == 5 + 30 + 1
-    assert written(start='badge') == first != written(start='badge', seed=2)
+    assert written(start='badge') == first
+    assert written(start='badge', seed=2) != first
     assert len(written(start='abc' * 20)) == 60 + 30 + 1
     three = written(num_samples=3).split('-' * 40)
-    assert len(set(three)) == 3 and all(len(text.strip('\n')) == 31 for text in three)
+    assert len(set(three)) == 3
+    assert all(len(text.strip('\n')) == 31 for text in three)
     with pytest.raises(SystemExit, match="'z'"):
         written(start='zz')
+    pictures = written(start='badge' * 5, show='attention', max_new_tokens=0)
+    assert pictures.count('head') == 4  # two in each block
+    assert pictures.endswith('badge' * 5 + '\n')
 
 @torch.no_grad()
 def test_the_picture_of_attention_shows_the_weights_of_each_head(capsys):
@@ -993,16 +1051,19 @@ def test_the_whole_path_from_a_text_to_a_sample_where_not_every_character_can_be
     for script, globals in (('prepare.py', {}), ('bigram.py', dict(max_iters=10, eval_iters=2)),
                             ('gpt.py', TINY), ('sample.py', dict(device='cpu'))):
         status, out, err = run(script, **globals)
-        assert (status, err) == (0, '') and '?' in out
+        assert status == 0, err
+        assert '?' in out
+    assert 'Быть' in Path('input.txt').read_text(encoding='utf-8')  # prepare.py keeps what is there
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 @pytest.mark.parametrize('bfloat16', [False, True])
 def test_a_gpu_trains_resumes_and_writes(bfloat16):
     write_data()
     cuda = TINY | dict(device='cuda', dropout=0.2, flash=True, bfloat16=bfloat16)
-    for globals in ({}, dict(resume=True, max_iters=18)):
-        assert run('gpt.py', **cuda | globals)[0] == 0
-    assert run('sample.py')[0] == 0
+    for script, settings in (('gpt.py', cuda), ('sample.py', {}),
+                             ('gpt.py', cuda | dict(resume=True, max_iters=18))):
+        status, _, err = run(script, **settings)
+        assert status == 0, err
 
 # ---- README ----
 def section(heading):
@@ -1018,7 +1079,7 @@ def table(heading):
 def diffs(heading):
     """Return {name: [(old, new), ...]} of the diffs under a heading, each after a bold name."""
     found = {}
-    named = re.compile(r'\*\*(.+?)\*\*[^*]*?```diff\n(.*?)```', flags=re.S)
+    named = re.compile(r'^\*\*([^*\n]+)\*\*[^\n]*\n```diff\n(.*?)```', flags=re.S | re.M)
     without_signs = lambda lines: re.sub('^[-+]', '', lines, flags=re.M)
     for name, diff in named.findall(section(heading)):
         hunks = re.findall(r'((?:^-.*\n)+)((?:^\+.*\n)*)', diff, flags=re.M)
@@ -1057,46 +1118,38 @@ def test_each_name_in_the_readme_exists():
     assert len(settings) >= 10
     for name in settings:
         assert re.search(rf'^{name} = ', scripts['gpt.py'] + scripts['sample.py'], flags=re.M), name
-    assert len(EDITS) >= 11
+    assert len(EDITS) >= 11 and 'no residuals' in EDITS
+
+def test_the_sizes_in_the_readme_have_the_parameters_that_it_says():
+    rows = table('The sizes')
+    assert len(rows) >= 3
+    for sizes, parameters, *_ in rows:
+        n_layer, n_head, n_embd = map(int, re.findall(r'\d+', sizes)[:3])
+        model = gpt.GPT(tiny(vocab_size=65, n_layer=n_layer, n_head=n_head, n_embd=n_embd))
+        assert sum(p.numel() for p in model.parameters()) == int(parameters.replace(',', ''))
 
 @torch.no_grad()
 @pytest.mark.parametrize('name', EDITS)
 def test_an_edit_of_the_model_is_the_same_edit_in_both_files(name):
     config = tiny(rotary=True)
-    theirs = edited_script('gpt.py', EDITS[name])
-    ours = edited_script('sample.py', for_sample_py(EDITS[name]))
+    edited_sample = edited_script('sample.py', for_sample_py(EDITS[name]))
     if name == 'no mask':  # then each new character changes all keys and values
         with pytest.raises(SystemExit, match='another model'):
-            gpt_and_sample(config, theirs, ours)
+            gpt_and_sample(config, edited_gpt(EDITS[name]), edited_sample)
         return
-    model, cached = gpt_and_sample(config, theirs, ours)
+    model, cached = gpt_and_sample(config, edited_gpt(EDITS[name]), edited_sample)
     assert_same_logits(model, cached)
 
 @pytest.mark.parametrize('name', EDITS)
 def test_an_edited_model_trains_and_sample_py_refuses_it_until_it_is_edited_too(name):
     write_data()
-    edited = edited_gpt(EDITS[name])
-    edited.train()
+    edited_gpt(EDITS[name]).train()
     assert torch.load('latest.pt')['step'] == 12
-    with pytest.raises((SystemExit, RuntimeError), match='another model|state_dict'):
+    with pytest.raises(SystemExit, match='another model'):
         sample.load_model()
 
-@pytest.mark.parametrize('rotary', [True, False])
-@pytest.mark.parametrize('even_windows', [True, False])
-@pytest.mark.parametrize('muon', [True, False])
-def test_every_combination_of_switches_trains_resumes_and_samples(
-        monkeypatch, capsys, rotary, even_windows, muon):
-    write_data()
-    set_globals(monkeypatch, gpt, rotary=rotary, even_windows=even_windows, muon=muon)
-    gpt.train()
-    set_globals(monkeypatch, gpt, resume=True, max_iters=18)
-    gpt.train()
-    assert torch.load('latest.pt')['step'] == 18
-    capsys.readouterr()
-    sample.main()
-    assert len(capsys.readouterr().out) == 32
-
-def test_two_processes_are_one_after_the_edits_in_the_readme():
+def test_two_processes_train_the_same_model_as_one_after_the_edits_in_the_readme(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     write_data()
     gpt.train()
     one = torch.load('latest.pt')
