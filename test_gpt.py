@@ -311,16 +311,20 @@ def test_a_block_is_two_branches_off_a_residual_stream_each_behind_its_norm():
     y = x + block.attn(block.ln_1(x))
     assert_close(block(x), y + block.mlp(block.ln_2(y)))  # post-norm would be ln_1(x + attn(x))
 
-def test_in_a_stack_of_mlps_only_residuals_let_gradients_reach_the_start():
-    def share_that_reaches_the_start(residual):
+def test_residuals_let_gradients_reach_the_start_and_layernorm_keeps_them_from_vanishing():
+    def share_that_reaches_the_start(layers, residual):
         x = start = torch.randn(1, 10, 32, requires_grad=True)
-        for _ in range(12):  # layers
-            x = residual * x + gpt.MLP(tiny())(x)
-        x.sum().backward()
-        return (start.grad.norm() / torch.ones_like(x).norm()).item()  # of the gradient at the end
+        for layer in layers:
+            x = residual * x + layer(x)
+        end = torch.randn_like(x)  # a gradient that comes from above
+        x.backward(end)
+        return (start.grad.norm() / end.norm()).item()
 
-    assert 0.5 < share_that_reaches_the_start(residual=1) < 2
-    assert share_that_reaches_the_start(residual=0) < 1e-5
+    mlps = [gpt.MLP(tiny()) for _ in range(12)]
+    assert 0.5 < share_that_reaches_the_start(mlps, residual=1) < 2
+    assert share_that_reaches_the_start(mlps, residual=0) < 1e-5
+    with_norms = [nn.Sequential(nn.LayerNorm(32), mlp) for mlp in mlps]
+    assert share_that_reaches_the_start(with_norms, residual=0) > 0.1
 
 def test_dropout_acts_in_training_only_and_on_both_branches():
     x = torch.randn(1, 10, 32)
