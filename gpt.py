@@ -219,7 +219,8 @@ def make_optimizers(model):
     if not muon:
         return [torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)]
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p not in set(matrices)]
+    trained_by_muon = set(matrices)
+    others = [p for p in model.parameters() if p not in trained_by_muon]
     return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
             torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
 
@@ -338,7 +339,8 @@ def train():
 def rotary_table(config):
     """Return the cosines and sines of the angles for rotate: (2, block_size, D/2).
 
-    An angle grows with the position: fast in the first of D/2 planes, very slowly in the last."""
+    The angle of a pair of channels grows with the position: fast for the first pair, very slowly
+    for the last."""
     D = config.n_embd // config.n_head
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
     angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
@@ -401,7 +403,9 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 if p.grad is None:
                     continue
-                mean = self.state[p].setdefault('mean', torch.zeros_like(p))  # of the gradients
+                if 'mean' not in self.state[p]:
+                    self.state[p]['mean'] = torch.zeros_like(p)
+                mean = self.state[p]['mean']  # a running mean of the gradients
                 mean.mul_(beta).add_(p.grad, alpha=1 - beta)
                 ahead = beta * mean + (1 - beta) * p.grad  # Nesterov: the mean, one step ahead
                 scale = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW
