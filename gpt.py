@@ -11,7 +11,7 @@ a sample. With the settings for a CPU, the model reaches a validation loss of 1.
 Shakespeare, the mean of five seeds with one thread each. On two cores of an AMD EPYC, a run takes
 about ten minutes.
 
-The parts have GPT-2's names, and test_gpt.py shows what each part is for. A shape such as
+Most parts have GPT-2's names, and test_gpt.py shows what each part is for. A shape such as
 (B, T, C) means B windows in a batch, T characters in a window and C channels at each character.
 Each of the H heads has D = C / H channels. The text has V different characters."""
 import json
@@ -42,19 +42,19 @@ max_new_tokens = 300  # characters in the sample at the end
 # Products in bfloat16, a 16-bit format, are faster where the hardware supports the format.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
-# True: one call of PyTorch computes attention, which is faster on a GPU. False: the lines under
-# else in CausalSelfAttention compute it. Set flash to False to edit the scores or the mask.
+# If flash is True, one call of PyTorch computes attention, which is faster on a GPU. To edit the
+# scores or the mask, set flash to False: the lines under else in CausalSelfAttention then run.
 flash = gpu
 
 # Three switches turn on what has been found since GPT-2. Their code is at the end of this file.
-# With all three False, model and training are nearly GPT-2's: the docstrings of GPT and of train
-# say what differs.
+# With all three False, the model is nearly GPT-2, trained nearly as in Karpathy's lecture "Let's
+# reproduce GPT-2". The docstrings of GPT and of train say what differs.
 rotary = True  # queries and keys are rotated by their position. False: learned positions are added
 even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
 
-# Each optimizer has a learning rate of its own. In each step, weight decay shrinks the weights by
-# the share weight decay * learning rate.
+# Each optimizer has a learning rate of its own. Each step first multiplies every weight by
+# 1 - learning rate * weight decay.
 muon_learning_rate = 1e-2  # of Muon and of the AdamW beside it
 muon_weight_decay = 2.0 if gpu else 0.3  # of Muon; a larger model overfits sooner
 learning_rate = 2e-3  # of AdamW, if muon is False
@@ -64,7 +64,7 @@ weight_decay = 0.1  # of AdamW, if muon is False
 def load_data():
     """Return the characters and the checksum of the text, and the tokens of both splits.
 
-    Of a long validation split, these are the first 262,144 tokens: enough to estimate a loss."""
+    A long validation split is cut to its first 262,144 tokens, enough to estimate a loss."""
     if not os.path.exists('meta.json'):
         sys.exit('There is no data yet: run python prepare.py first.')
     meta = json.load(open('meta.json'))
@@ -136,8 +136,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Communication, then computation. Each adds its result to x: a residual connection.
 
-    LayerNorm brings the channels of each position to mean 0 and variance 1. It then applies a
-    learned gain and bias."""
+    LayerNorm brings the channels of each position to mean 0 and variance 1. LayerNorm then applies
+    a learned gain and bias."""
 
     def __init__(self, config):
         super().__init__()
@@ -152,7 +152,7 @@ class Block(nn.Module):
         return x
 
 class GPT(nn.Module):
-    """Compute, for each character, the logits (scores) of the character that follows.
+    """Compute, for each character, a logit (score) for every character that may follow.
 
     config has vocab_size, block_size, n_layer, n_head, n_embd, dropout and rotary. With rotary
     False, this is GPT-2's model, except that
@@ -231,7 +231,7 @@ def lr_factor(step):
     return warmup * decay
 
 def make_checkpoint(model, optimizers, data):
-    """Return what sample.py needs to rebuild the model, and what restore needs to continue.
+    """Return the state of the model and of training. train adds the text, the step and the losses.
 
     probe is a window of data and the logits that the model gives for it. restore and sample.py
     compute the logits again: if they differ, the code of the model has changed."""
@@ -241,10 +241,10 @@ def make_checkpoint(model, optimizers, data):
         logits, _ = model(idx)
     return dict(config=vars(model.config), model=model.state_dict(), probe=(idx, logits),
                 optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
-                rng=torch.get_rng_state())  # of the CPU: on a GPU, dropout draws anew
+                rng=torch.get_rng_state())  # of the CPU only: a GPU's generator is not saved
 
 def save(name, checkpoint):
-    """Write a temporary file, then rename it, so that a crash cannot damage the old file."""
+    """Write a temporary file, then rename it: a crash of the script cannot damage the old file."""
     path = os.path.join(out_dir, name)
     temporary = f'{path}.{os.getpid()}.tmp'  # two processes use two names
     torch.save(checkpoint, temporary)
@@ -252,11 +252,14 @@ def save(name, checkpoint):
 
 @torch.no_grad()
 def restore(model, optimizers, run):
-    """Load latest.pt into model and optimizers. Return the step that it has reached, and best_loss.
+    """Load latest.pt into model and optimizers. Return the step of latest.pt, and best_loss.
 
-    An AssertionError says what does not fit: the text, the model, the batch size, the optimizer,
-    the code of the model, or a max_iters that is already behind."""
-    latest = torch.load(os.path.join(out_dir, 'latest.pt'), 'cpu')
+    An AssertionError says what does not fit: the text, the model, the batch size, the kind of
+    optimizer, the code of the model, or a max_iters below the step of latest.pt."""
+    path = os.path.join(out_dir, 'latest.pt')
+    if not os.path.exists(path):
+        sys.exit(f'There is no {path} to continue from: set resume = False.')
+    latest = torch.load(path, 'cpu')
     changed = [name for name in run if run[name] != latest['run'][name] and name != 'dropout']
     assert not changed, f'latest.pt comes from a run with another {", ".join(changed)}'
     model.load_state_dict(latest['model'])
@@ -264,7 +267,7 @@ def restore(model, optimizers, run):
     new_logits, _ = model.eval()(idx.to(device))
     same = torch.allclose(new_logits.cpu(), logits, rtol=1e-3, atol=1e-3)
     assert same, 'latest.pt comes from a model with other code: its logits were different'
-    assert latest['step'] <= max_iters, f'latest.pt has taken {latest["step"]} steps already'
+    assert latest['step'] <= max_iters, f'latest.pt is at step {latest["step"]}, beyond max_iters'
     for optimizer, state in zip(optimizers, latest['optimizers']):  # rates come from the settings
         optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
     torch.set_rng_state(latest['rng'])
@@ -275,8 +278,8 @@ def restore(model, optimizers, run):
 def train():
     """Build or restore the model, train it, and write a sample with the best weights.
 
-    With muon and even_windows False, training is GPT-2's as in Karpathy's lecture "Let's reproduce
-    GPT-2", except that
+    With muon and even_windows False, training is that of Karpathy's lecture "Let's reproduce
+    GPT-2", which follows the paper on GPT-3, except that
     - the learning rate falls in a straight line to 0,
     - gradients are not clipped,
     - weight decay acts on all parameters,
@@ -288,7 +291,7 @@ def train():
     torch.manual_seed(seed)
     model = GPT(config).to(device)
     optimizers = make_optimizers(model)
-    # A resumed run must have the same values of these, except for dropout.
+    # A resumed run must agree with every value in run, except for dropout.
     run = vars(config) | {'text': meta, 'batch_size': batch_size,
                           'optimizer': [type(optimizer).__name__ for optimizer in optimizers]}
     begin, best_loss = 0, torch.inf
@@ -302,7 +305,7 @@ def train():
             train_loss = estimate_loss(model, train_data[:len(val_data)])  # of equally many tokens
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
-            assert np.isfinite(val_loss), f'{val_loss=} at {step=}: nothing is saved'
+            assert np.isfinite(val_loss), f'{val_loss=} at {step=}: this model is not saved'
             if step > 0:
                 best_loss = min(val_loss, best_loss)
                 checkpoint = make_checkpoint(model, optimizers, val_data)
@@ -324,16 +327,18 @@ def train():
         loss.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = optimizer.defaults['lr'] * lr_factor(step)
+                rate = group.setdefault('initial_lr', group['lr'])  # the one in the settings
+                group['lr'] = rate * lr_factor(step)
             optimizer.step()
             optimizer.zero_grad()
         if (step + 1) % 50 == 0:
             print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
-    best = torch.load(os.path.join(out_dir, 'ckpt.pt'), device)
+    path = os.path.join(out_dir, 'ckpt.pt')
+    best = torch.load(path, device)
     model.load_state_dict(best['model'])
     idx = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
     print(decode(model.generate(idx, max_new_tokens)[0].tolist(), meta['chars']))
-    print(f'ckpt.pt has the best weights, val loss {best["val_loss"]:.4f}. Next: python sample.py')
+    print(f'{path} has the best weights, val loss {best["val_loss"]:.4f}. Next: python sample.py')
 
 # ---- found since GPT-2 ----
 def rotary_table(config):
@@ -350,8 +355,8 @@ def rotate(x, cos_sin):
     """Rotate queries or keys x (B, H, T, D): rotary positions, arxiv.org/abs/2104.09864.
 
     Channels i and i + D/2 are the coordinates of a point in a plane. The point is turned around the
-    origin by an angle that depends on the position. The score of a query and a key then depends on
-    the difference between their two angles, that is, on how far apart the query and the key are."""
+    origin by an angle that grows with the position. The score of a query and a key then depends on
+    what the two hold and on how far apart they stand."""
     cos, sin = cos_sin  # (T, D/2) each
     a, b = x.split(x.shape[-1] // 2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
@@ -369,12 +374,11 @@ def even_starts(step, n):
     return (fraction * n).astype(int)
 
 def newton_schulz(G):
-    """Return a matrix with the directions of G, but with all of them about equally strong.
+    """Return a matrix with the singular vectors of G, but with singular values of about 1.
 
-    The strengths of the directions are the singular values. All of them become about 1 (0.7 to
-    1.2), except those that are almost 0. Each pass turns a singular value s into
-    3.4445 s - 4.775 s^3 + 2.0315 s^5. These numbers let small values grow fast. They are from
-    kellerjordan.github.io/posts/muon."""
+    The singular values end between 0.7 and 1.2, except those that are almost 0. Each pass turns a
+    singular value s into 3.4445 s - 4.775 s^3 + 2.0315 s^5. These numbers let small values grow
+    fast, and are from kellerjordan.github.io/posts/muon."""
     if G.shape[0] > G.shape[1]:
         return newton_schulz(G.mT).mT  # X @ X.mT is smaller if X is wide
     X = G.bfloat16() if bfloat16 else G
@@ -388,8 +392,10 @@ def newton_schulz(G):
 class Muon(torch.optim.Optimizer):
     """Momentum whose directions are made equally strong: kellerjordan.github.io/posts/muon.
 
-    A gradient of a matrix is a sum of directions, a few of which are so strong that they drown out
-    the others. Muon makes all directions equally strong, so that rare patterns are learned faster.
+    The gradient of a matrix is a sum of directions (pairs of singular vectors), a few of which are
+    so strong that they drown out the others. Muon makes all directions equally strong. Its author
+    supposes that rare but important directions are then learned better.
+
     This class takes the steps of torch.optim.Muon(adjust_lr_fn='match_rms_adamw'), which always
     computes in bfloat16 and is slow on CPUs that lack bfloat16."""
 

@@ -9,7 +9,7 @@
 The script downloads Tiny Shakespeare if there is no input.txt. You can save any other text in UTF-8
 as input.txt. Run prepare.py again whenever the text has changed. A token is the number of a
 character. train.bin and val.bin hold the tokens of the two splits, with two bytes per token, and
-meta.json holds the characters."""
+meta.json holds the characters and a checksum of the text."""
 import hashlib
 import http.client
 import json
@@ -29,14 +29,14 @@ def download():
     try:
         text = urlopen(url, timeout=10).read()
     except (OSError, http.client.HTTPException) as e:
-        print(f'Tiny Shakespeare could not be downloaded ({e}). Instead, input.txt will be the\n'
-              'reference of the language Python, which comes with every Python. The model will\n'
-              'not write like Shakespeare. To try the download again, delete input.txt. To train\n'
-              'on a text of your own, save it as input.txt. Then run python prepare.py.')
+        print(f'Tiny Shakespeare could not be downloaded ({e}). Instead, input.txt will hold the\n'
+              "texts of Python's help(), which come with Python. The model will not write like\n"
+              'Shakespeare. To try the download again, delete input.txt. To train on a text of\n'
+              'your own, save it as input.txt. Then run python prepare.py.')
         text = '\n'.join(topics.topics.values()).encode()
     else:
         if hashlib.sha256(text).hexdigest() != sha256:
-            sys.exit(f'{url} is now another text. Save a text of your own as input.txt.')
+            sys.exit(f'{url} now holds another text. Save a text of your own as input.txt.')
     with open('input.txt.tmp', 'wb') as file:
         file.write(text)
     os.replace('input.txt.tmp', 'input.txt')
@@ -58,7 +58,7 @@ def encode(text, chars):
 
 # ---- main ----
 def prepare():
-    """Write the tokens of the splits to train.bin and val.bin, the characters to meta.json."""
+    """Write the tokens to train.bin and val.bin, and the characters and a checksum to meta.json."""
     distinct = set()
     digest = hashlib.sha256()  # a checksum that tells this text from others
     for piece in pieces():

@@ -7,9 +7,10 @@
     python sample.py
 
 The script continues the text `start` with the weights in ckpt.pt. The classes are those of gpt.py,
-line by line, without dropout, loss and flash. A change of the model must be made in both files.
+line by line, without dropout, flash, initialization, loss and generate. A change of the model must
+be made in both files.
 
-The classes also have a cache, and comments mark its lines. Each attention layer keeps the keys and
+The classes also have a cache, and comments mark where. Each attention layer keeps the keys and
 values of all positions so far, because these never change. A new character then costs the work of
 one position. Without a cache, generate in gpt.py computes the whole window again. The argument pos
 is the position of the first new character."""
@@ -101,7 +102,7 @@ class Block(nn.Module):
         return x
 
 class GPT(nn.Module):
-    """Compute, for each character, the logits (scores) of the character that follows."""
+    """Compute, for each character, a logit (score) for every character that may follow."""
 
     def __init__(self, config):
         super().__init__()
@@ -154,7 +155,7 @@ def load_model():
     half = idx.shape[1] // 2  # in two halves, so that the second one needs the cache
     new_logits = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)
     if not torch.allclose(new_logits, logits, rtol=1e-3, atol=1e-3):
-        sys.exit('ckpt.pt is of another model: make your changes of gpt.py in sample.py too.')
+        sys.exit('ckpt.pt comes from another model: make your changes to gpt.py in sample.py too.')
     return model, ckpt['chars']
 
 # ---- sampling ----
@@ -182,7 +183,7 @@ def generate(model, idx):
     """Yield the tokens (B, 1) that continue idx (B, T), one after the other.
 
     The model reads the last S = block_size characters of a long idx. Whenever the window is full,
-    its last half becomes the first half of a new one, and is read again at its new positions."""
+    the last S / 2 characters begin a new window, and the model reads them at new positions."""
     S = model.config.block_size
     idx = idx[:, -S:]
     pos = 0
