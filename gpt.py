@@ -57,7 +57,7 @@ muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: Ad
 # 1 - learning rate * weight decay.
 muon_learning_rate = 1e-2  # of Muon and of the AdamW beside it
 muon_weight_decay = 2.0 if gpu else 0.3  # of Muon; a larger model overfits sooner
-learning_rate = 2e-3  # of AdamW, if muon is False
+learning_rate = 3e-3  # of AdamW, if muon is False
 weight_decay = 0.1  # of AdamW, if muon is False
 
 # ---- data ----
