@@ -327,7 +327,7 @@ def train():
         loss.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                rate = group.setdefault('initial_lr', group['lr'])  # the one in the settings
+                rate = group.setdefault('initial_lr', group['lr'])  # what make_optimizers gave
                 group['lr'] = rate * lr_factor(step)
             optimizer.step()
             optimizer.zero_grad()
@@ -393,8 +393,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose directions are made equally strong: kellerjordan.github.io/posts/muon.
 
     The gradient of a matrix is a sum of directions (pairs of singular vectors), a few of which are
-    so strong that they drown out the others. Muon makes all directions equally strong. Its author
-    supposes that rare but important directions are then learned better.
+    so strong that they drown out the others. Muon makes all directions equally strong. The author
+    of Muon supposes that rare but important directions are then learned better.
 
     This class takes the steps of torch.optim.Muon(adjust_lr_fn='match_rms_adamw'), which always
     computes in bfloat16 and is slow on CPUs that lack bfloat16."""

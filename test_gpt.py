@@ -699,7 +699,7 @@ def test_a_download_is_used_only_if_it_is_the_right_one(monkeypatch, capsys):
     os.remove('remote')  # the download now fails
     prepare.download()
     out = capsys.readouterr().out
-    assert 'could not be downloaded' in out and 'not write like' in out
+    assert 'could not be downloaded' in out and 'not write like\nShakespeare' in out
     assert Path('input.txt').stat().st_size > 100_000
 
 # ---- optimizers, windows and heads ----
