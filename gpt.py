@@ -280,6 +280,7 @@ def train():
 
     With muon and even_windows False, training is that of Karpathy's lecture "Let's reproduce
     GPT-2", which follows the paper on GPT-3, except that
+    - a batch is much smaller, and the learning rate is higher,
     - the learning rate falls in a straight line to 0,
     - gradients are not clipped,
     - weight decay acts on all parameters,
