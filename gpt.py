@@ -202,7 +202,7 @@ class GPT(nn.Module):
 # ---- training ----
 @torch.no_grad()
 def estimate_loss(model, data):
-    """Return the mean loss over all of data, cut into adjacent windows.
+    """Return the mean loss over all of data, cut into adjacent windows of block_size tokens.
 
     What is left at the end is shorter than a window and does not count."""
     model.eval()  # without dropout
@@ -260,7 +260,7 @@ def restore(model, optimizers, run):
     if not os.path.exists(path):
         sys.exit(f'There is no {path} to continue from: set resume = False.')
     latest = torch.load(path, 'cpu')
-    changed = [name for name in run if run[name] != latest['run'][name] and name != 'dropout']
+    changed = [name for name in run if run[name] != latest['run'].get(name) and name != 'dropout']
     assert not changed, f'latest.pt comes from a run with another {", ".join(changed)}'
     model.load_state_dict(latest['model'])
     idx, logits = latest['probe']
@@ -276,7 +276,7 @@ def restore(model, optimizers, run):
     return latest['step'], latest['best_loss']
 
 def train():
-    """Build or restore the model, train it, and write a sample with the best weights.
+    """Build or restore the model, train it, write a sample, and return the best validation loss.
 
     With muon and even_windows False, training is that of Karpathy's lecture "Let's reproduce
     GPT-2", which follows the paper on GPT-3, except that
@@ -339,7 +339,9 @@ def train():
     model.load_state_dict(best['model'])
     idx = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
     print(decode(model.generate(idx, max_new_tokens)[0].tolist(), meta['chars']))
-    print(f'{path} has the best weights, val loss {best["val_loss"]:.4f}. Next: python sample.py')
+    print(f'{path} has the best weights: step {best["step"]}, val loss {best["val_loss"]:.4f}')
+    print('Next: python sample.py')
+    return best['val_loss']
 
 # ---- found since GPT-2 ----
 def rotary_table(config):

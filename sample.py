@@ -24,7 +24,7 @@ from torch.nn import functional as F
 # ---- settings ----
 out_dir = '.'  # the folder where gpt.py has put ckpt.pt
 # start is the text to continue, and '' begins a new text. To continue the text of a file, write
-# open('name', encoding='utf-8').read() instead of ''.
+# open('name', encoding='utf-8-sig').read() instead of ''.
 start = ''
 num_samples = 1  # the first is printed while it is written, the others at the end
 max_new_tokens = 500  # characters to write

@@ -814,13 +814,14 @@ def test_the_switch_decides_between_even_and_random_windows(monkeypatch, even):
 def test_a_run_says_what_it_does_and_leaves_what_sample_needs(monkeypatch, capsys):
     write_data()
     set_globals(monkeypatch, gpt, dropout=0.5, out_dir='some/folder')
-    gpt.train()
+    best_loss = gpt.train()
     out = capsys.readouterr().out
     step_0 = re.search(r'step 0: train loss ([\d.]+), val loss ([\d.]+)\n', out)
     assert [float(loss) for loss in step_0.groups()] == pytest.approx([np.log(32)] * 2, rel=0.1)
     assert re.search(r'step 12: train loss [\d.]+, val loss [\d.]+\n', out)
     ckpt = torch.load('some/folder/ckpt.pt')
-    assert f"val loss {ckpt['val_loss']:.4f}" in out.splitlines()[-1]
+    assert ckpt['val_loss'] == best_loss
+    assert f"step {ckpt['step']}, val loss {best_loss:.4f}" in out.splitlines()[-2]
     assert sorted(os.listdir('some/folder')) == ['ckpt.pt', 'latest.pt']
     monkeypatch.setattr(sample, 'out_dir', 'some/folder')
     _, chars = sample.load_model()
@@ -882,7 +883,7 @@ def test_the_sample_at_the_end_is_by_the_best_weights_after_step_0(monkeypatch, 
     gpt.train()
     assert torch.equal(used[0], weights('ckpt.pt')['wte.weight'])
     assert not torch.equal(used[0], weights('latest.pt')['wte.weight'])
-    assert 'val loss 2.0000' in capsys.readouterr().out.splitlines()[-1]
+    assert 'the best weights: step 6, val loss 2.0000' in capsys.readouterr().out
 
 # ---- nothing is lost, and every error is reported ----
 @pytest.mark.parametrize('rotary', [True, False])
@@ -1192,6 +1193,17 @@ def test_an_edited_model_trains_and_sample_py_refuses_it_until_it_is_edited_too(
     assert torch.load('latest.pt')['step'] == 12
     with pytest.raises(SystemExit, match='another model'):
         sample.load_model()
+
+def test_the_lines_in_the_readme_train_three_seeds(capsys):
+    write_data()
+    lines = re.search(r'```python\n(.*?)```', section('Things to try'), flags=re.S)[1]
+    exec(lines)
+    out = capsys.readouterr().out
+    for seed in (1337, 1, 2):
+        best = torch.load(f'seed-{seed}/ckpt.pt')['val_loss']
+        assert f'seed {seed} validation loss {best}\n' in out
+    assert not torch.equal(weights('seed-1/latest.pt')['lm_head.weight'],
+                           weights('seed-2/latest.pt')['lm_head.weight'])
 
 def test_two_processes_train_the_same_model_as_one_after_the_edits_in_the_readme(monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
