@@ -6,7 +6,7 @@
 
     python bigram.py
 
-The script trains on the files that prepare.py made and writes a sample. On Tiny Shakespeare, the
+The script trains on the files that prepare.py made and prints a sample. On Tiny Shakespeare, the
 model reaches a validation loss of 2.48 in seconds. A shape such as (B, T) means B windows of T
 characters. The text has V different characters."""
 import json
@@ -29,7 +29,7 @@ device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # ---- data ----
 def load_data():
-    """Return what prepare.py made: the characters, and the tokens of both splits."""
+    """Return what prepare.py made: the different characters, and the tokens of both splits."""
     if not os.path.exists('meta.json'):
         sys.exit('There is no data yet: run python prepare.py first.')
     chars = json.load(open('meta.json'))['chars']
@@ -50,7 +50,7 @@ def decode(tokens, chars):
     """Turn tokens into text: a token is the index of a character in chars."""
     return ''.join(chars[token] for token in tokens)
 
-# ---- model ----
+# ---- the model ----
 class Bigram(nn.Module):
     """A table (V, V) of logits. The row of a character says what follows it."""
 
@@ -108,8 +108,9 @@ def train():
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    idx = model.generate(torch.zeros(1, 1, dtype=torch.long, device=device), 300)
-    print(decode(idx[0].tolist(), chars))
+    idx = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
+    tokens = model.generate(idx, 300)[0].tolist()
+    print(decode(tokens, chars))
 
 if __name__ == '__main__':
     torch.set_num_threads(1)  # a second thread does not help so small a model

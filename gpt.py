@@ -6,14 +6,13 @@
 
     python gpt.py
 
-The script trains on the files that prepare.py made, keeps the best weights in ckpt.pt and writes
-a sample. With the settings for a CPU, the model reaches a validation loss of 1.46 on Tiny
-Shakespeare, the mean of five seeds with one thread each. On two cores of an AMD EPYC, a run takes
-about ten minutes.
+The script trains on the files that prepare.py made, keeps the best weights in ckpt.pt and prints
+a sample. With the settings for a CPU, five seeds reach a mean validation loss of 1.46 on Tiny
+Shakespeare. On two cores of an AMD EPYC, a run takes about ten minutes.
 
-Most parts have GPT-2's names, and test_gpt.py shows what each part is for. A shape such as
-(B, T, C) means B windows in a batch, T characters in a window and C channels at each character.
-Each of the H heads has D = C / H channels. The text has V different characters."""
+Most parts have GPT-2's names. test_gpt.py shows what each part is for. A shape such as (B, T, C)
+means B windows in a batch, T characters in a window and C channels at each character. Each of the
+H heads has D = C / H channels. The text has V different characters."""
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 # ---- settings: a small model for a CPU, a larger one for a GPU ----
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -32,7 +32,7 @@ seed = 1337  # on one CPU, the same seed and number of threads give the same run
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
 max_iters = 1000 if gpu else 2500  # training steps
-eval_interval = 500  # steps between evaluations; all but the first, at step 0, save the model
+eval_interval = 500  # steps between evaluations, each of which (after step 0) saves the model
 n_layer = 6 if gpu else 4  # blocks, one after the other
 n_head = 6 if gpu else 2  # H: attention heads in a block
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
@@ -42,34 +42,34 @@ max_new_tokens = 300  # characters in the sample at the end
 # Products in bfloat16, a 16-bit format, are faster where the hardware supports the format.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
-# If flash is True, one call of PyTorch computes attention, which is faster on a GPU. To edit the
-# scores or the mask, set flash to False: the lines under else in CausalSelfAttention then run.
+# If flash is True, one call of PyTorch computes attention. On a GPU, this call is faster. To edit
+# the scores or the mask, set flash to False: the lines under else in CausalSelfAttention then run.
 flash = gpu
 
-# Three switches turn on what has been found since GPT-2. Their code is at the end of this file.
-# With all three False, the model is nearly GPT-2, trained nearly as in Karpathy's lecture "Let's
-# reproduce GPT-2". The docstrings of GPT and of train say what differs.
+# Three switches turn on what GPT-2 does not have. The code of the switches is at the end of this
+# file. With all three False, the model is nearly GPT-2, trained nearly as in Karpathy's lecture
+# "Let's reproduce GPT-2". The docstrings of GPT and of train say what differs.
 rotary = True  # queries and keys are rotated by their position. False: learned positions are added
 even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
 
-# Each optimizer has a learning rate of its own. Each step first multiplies every weight by
-# 1 - learning rate * weight decay.
+# Training with Muon has a learning rate of its own. A weight decay shrinks the weights: each step
+# first multiplies them by 1 - learning rate * weight decay.
 muon_learning_rate = 1e-2  # of Muon and of the AdamW beside it
-muon_weight_decay = 2.0 if gpu else 0.3  # of Muon; a larger model overfits sooner
+muon_weight_decay = 2.0 if gpu else 0.3  # of Muon only; a larger model needs more
 learning_rate = 3e-3  # of AdamW, if muon is False
 weight_decay = 0.1  # of AdamW, if muon is False
 
 # ---- data ----
 def load_data():
-    """Return the characters and the checksum of the text, and the tokens of both splits.
+    """Return the different characters and the checksum of the text, and the tokens of both splits.
 
     A long validation split is cut to its first 262,144 tokens, enough to estimate a loss."""
     if not os.path.exists('meta.json'):
         sys.exit('There is no data yet: run python prepare.py first.')
     meta = json.load(open('meta.json'))
     train_data = np.memmap('train.bin', np.uint16, 'r')
-    val_data = np.memmap('val.bin', np.uint16, 'r')[:2 ** 18]
+    val_data = np.memmap('val.bin', np.uint16, 'r')[:262_144]
     if block_size >= len(val_data):
         sys.exit(f'The text is too short for {block_size=}: at most {len(val_data) - 1} fits.')
     return meta, train_data, val_data
@@ -107,7 +107,7 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
-            cos_sin = self.cos_sin[:, :T]  # (2, T, D/2): each position has its own angle
+            cos_sin = self.cos_sin[:, :T]  # (2, T, D/2): each position has its own angles
             q, k = rotate(q, cos_sin), rotate(k, cos_sin)
         if flash:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
@@ -134,7 +134,7 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(x))  # (B, T, C)
 
 class Block(nn.Module):
-    """Communication, then computation. Each adds its result to x: a residual connection.
+    """Communication, then computation. Both parts add their result to x: a residual connection.
 
     LayerNorm brings the channels of each position to mean 0 and variance 1. LayerNorm then applies
     a learned gain and bias."""
@@ -204,7 +204,7 @@ class GPT(nn.Module):
 def estimate_loss(model, data):
     """Return the mean loss over all of data, cut into adjacent windows of block_size tokens.
 
-    What is left at the end is shorter than a window and does not count."""
+    What is left at the end does not fill a window and its targets, and does not count."""
     model.eval()  # without dropout
     starts = range(0, len(data) - block_size, block_size)
     total = 0.0
@@ -231,10 +231,10 @@ def lr_factor(step):
     return warmup * decay
 
 def make_checkpoint(model, optimizers, data):
-    """Return the state of the model and of training. train adds the text, the step and the losses.
+    """Return the state of the model and of its training.
 
     probe is a window of data and the logits that the model gives for it. restore and sample.py
-    compute the logits again: if they differ, the code of the model has changed."""
+    compute the logits again. Other logits mean that the code of the model has changed."""
     model.eval()
     idx, _ = get_batch(data, [0])
     with torch.no_grad():
@@ -251,35 +251,37 @@ def save(name, checkpoint):
     os.replace(temporary, path)
 
 @torch.no_grad()
-def restore(model, optimizers, run):
+def restore(model, optimizers, fixed):
     """Load latest.pt into model and optimizers. Return the step of latest.pt, and best_loss.
 
-    An AssertionError says what does not fit: the text, the model, the batch size, the kind of
-    optimizer, the code of the model, or a max_iters below the step of latest.pt."""
+    An AssertionError says what does not fit: the text, the model, the batch size, muon, the code
+    of the model, or a max_iters below the step of latest.pt."""
     path = os.path.join(out_dir, 'latest.pt')
     if not os.path.exists(path):
         sys.exit(f'There is no {path} to continue from: set resume = False.')
     latest = torch.load(path, 'cpu')
-    changed = [name for name in run if run[name] != latest['run'].get(name) and name != 'dropout']
-    assert not changed, f'latest.pt comes from a run with another {", ".join(changed)}'
+    changed = [name for name in fixed if fixed[name] != latest['fixed'].get(name)]
+    assert not changed, f'these have changed since latest.pt was saved: {", ".join(changed)}'
     model.load_state_dict(latest['model'])
     idx, logits = latest['probe']
-    new_logits, _ = model.eval()(idx.to(device))
+    model.eval()
+    new_logits, _ = model(idx.to(device))
     same = torch.allclose(new_logits.cpu(), logits, rtol=1e-3, atol=1e-3)
     assert same, 'latest.pt comes from a model with other code: its logits were different'
     assert latest['step'] <= max_iters, f'latest.pt is at step {latest["step"]}, beyond max_iters'
-    for optimizer, state in zip(optimizers, latest['optimizers']):  # rates come from the settings
+    for optimizer, state in zip(optimizers, latest['optimizers']):
+        # Learning rate and weight decay stay those of the settings.
         optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
     torch.set_rng_state(latest['rng'])
     if not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
-        latest['best_loss'] = torch.inf  # ckpt.pt was moved away, so the next one is the best
+        latest['best_loss'] = torch.inf  # without ckpt.pt, the next model is the best so far
     return latest['step'], latest['best_loss']
 
 def train():
-    """Build or restore the model, train it, write a sample, and return the best validation loss.
+    """Build or restore the model, train it, print a sample, and return the best validation loss.
 
     With muon and even_windows False, training is that of Karpathy's lecture "Let's reproduce
-    GPT-2", which follows the paper on GPT-3, except that
+    GPT-2", except that
     - a batch is much smaller, and the learning rate is higher,
     - the learning rate falls in a straight line to 0,
     - gradients are not clipped,
@@ -292,12 +294,14 @@ def train():
     torch.manual_seed(seed)
     model = GPT(config).to(device)
     optimizers = make_optimizers(model)
-    # A resumed run must agree with every value in run, except for dropout.
-    run = vars(config) | {'text': meta, 'batch_size': batch_size,
-                          'optimizer': [type(optimizer).__name__ for optimizer in optimizers]}
+    # fixed holds what must be the same when the run is resumed. dropout may change.
+    fixed = vars(config) | {'text': meta, 'batch_size': batch_size, 'muon': muon}
+    del fixed['dropout']
     begin, best_loss = 0, torch.inf
     if resume:
-        begin, best_loss = restore(model, optimizers, run)
+        begin, best_loss = restore(model, optimizers, fixed)
+    schedulers = [LambdaLR(optimizer, lambda step: lr_factor(begin + step))
+                  for optimizer in optimizers]  # they set the learning rate before each step
     os.makedirs(out_dir, exist_ok=True)
     n = sum(p.numel() for p in model.parameters())
     print(f'{n:,} parameters on {device}, steps {begin} to {max_iters}')
@@ -310,7 +314,7 @@ def train():
             if step > 0:
                 best_loss = min(val_loss, best_loss)
                 checkpoint = make_checkpoint(model, optimizers, val_data)
-                checkpoint |= dict(run=run, chars=meta['chars'], step=step, val_loss=val_loss,
+                checkpoint |= dict(fixed=fixed, chars=meta['chars'], step=step, val_loss=val_loss,
                                    best_loss=best_loss)
                 if val_loss == best_loss:
                     save('ckpt.pt', checkpoint)
@@ -320,40 +324,29 @@ def train():
         if even_windows:
             starts = even_starts(step, len(train_data) - block_size)  # see the end of this file
         else:
-            starts = torch.randint(len(train_data) - block_size, (batch_size,))
+            starts = torch.randint(len(train_data) - block_size, (batch_size,)).tolist()
         x, y = get_batch(train_data, starts)
         model.train()  # with dropout
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             _, loss = model(x, y)
         loss.backward()
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                rate = group.setdefault('initial_lr', group['lr'])  # what make_optimizers gave
-                group['lr'] = rate * lr_factor(step)
+        for optimizer, scheduler in zip(optimizers, schedulers):
             optimizer.step()
             optimizer.zero_grad()
+            scheduler.step()
         if (step + 1) % 50 == 0:
             print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
     path = os.path.join(out_dir, 'ckpt.pt')
     best = torch.load(path, device)
     model.load_state_dict(best['model'])
     idx = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
-    print(decode(model.generate(idx, max_new_tokens)[0].tolist(), meta['chars']))
+    tokens = model.generate(idx, max_new_tokens)[0].tolist()
+    print(decode(tokens, meta['chars']))
     print(f'{path} has the best weights: step {best["step"]}, val loss {best["val_loss"]:.4f}')
     print('Next: python sample.py')
     return best['val_loss']
 
-# ---- found since GPT-2 ----
-def rotary_table(config):
-    """Return the cosines and sines of the angles for rotate: (2, block_size, D/2).
-
-    The angle of a pair of channels grows with the position: fast for the first pair, very slowly
-    for the last."""
-    D = config.n_embd // config.n_head
-    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
-    angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
-    return torch.stack((angle.cos(), angle.sin()))
-
+# ---- beyond GPT-2 ----
 def rotate(x, cos_sin):
     """Rotate queries or keys x (B, H, T, D): rotary positions, arxiv.org/abs/2104.09864.
 
@@ -364,12 +357,23 @@ def rotate(x, cos_sin):
     a, b = x.split(x.shape[-1] // 2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
 
+def rotary_table(config):
+    """Return the cosines and sines of the angles for rotate: (2, block_size, D/2).
+
+    The angle of a pair of channels grows with the position: fast for the first pair, very slowly
+    for the last."""
+    D = config.n_embd // config.n_head
+    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
+    angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
+    return torch.stack((angle.cos(), angle.sin()))
+
 def even_starts(step, n):
     """Return B offsets from 0 to n - 1, at which the windows of this step start.
 
     The multiples of the golden ratio have fractional parts (0.62, 0.24, 0.85, 0.47, ...) that never
-    bunch up: each new one falls into one of the widest gaps between the others. So all parts of the
-    text are seen about equally often, no matter when training stops."""
+    bunch up: each new one falls into one of the widest gaps between the others. (They are called a
+    low-discrepancy sequence.) So all parts of the text are seen about equally often, no matter when
+    training stops."""
     golden_ratio = (5 ** 0.5 + 1) / 2
     shift = np.random.default_rng(seed).random()  # each seed has other offsets
     i = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -380,10 +384,10 @@ def newton_schulz(G):
     """Return a matrix with the singular vectors of G, but with singular values of about 1.
 
     The singular values end between 0.7 and 1.2, except those that are almost 0. Each pass turns a
-    singular value s into 3.4445 s - 4.775 s^3 + 2.0315 s^5. These numbers let small values grow
-    fast, and are from kellerjordan.github.io/posts/muon."""
+    singular value s into 3.4445 s - 4.775 s^3 + 2.0315 s^5. These numbers, which are from
+    kellerjordan.github.io/posts/muon, let small values grow fast."""
     if G.shape[0] > G.shape[1]:
-        return newton_schulz(G.mT).mT  # X @ X.mT is smaller if X is wide
+        return newton_schulz(G.mT).mT  # a wide G makes the products smaller
     X = G.bfloat16() if bfloat16 else G
     X = X / (X.norm() + 1e-7)  # now no singular value is above 1
     for _ in range(5):  # addmm is a product and a sum in one call
@@ -396,11 +400,11 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose directions are made equally strong: kellerjordan.github.io/posts/muon.
 
     The gradient of a matrix is a sum of directions (pairs of singular vectors), a few of which are
-    so strong that they drown out the others. Muon makes all directions equally strong. The author
-    of Muon supposes that rare but important directions are then learned better.
+    so strong that they drown out the others. The author of Muon supposes that rare but important
+    directions are learned better if all directions are equally strong.
 
-    This class takes the steps of torch.optim.Muon(adjust_lr_fn='match_rms_adamw'), which always
-    computes in bfloat16 and is slow on CPUs that lack bfloat16."""
+    torch.optim.Muon(adjust_lr_fn='match_rms_adamw') takes the same steps. But torch.optim.Muon
+    always computes in bfloat16, which is slow on CPUs that lack the format."""
 
     def __init__(self, params, lr, momentum, weight_decay):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -408,15 +412,15 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            beta = group['momentum']
+            momentum = group['momentum']
             for p in group['params']:
                 if p.grad is None:
                     continue
                 if 'mean' not in self.state[p]:
                     self.state[p]['mean'] = torch.zeros_like(p)
                 mean = self.state[p]['mean']  # a running mean of the gradients
-                mean.mul_(beta).add_(p.grad, alpha=1 - beta)
-                ahead = beta * mean + (1 - beta) * p.grad  # Nesterov: the mean, one step ahead
+                mean.mul_(momentum).add_(p.grad, alpha=1 - momentum)
+                ahead = momentum * mean + (1 - momentum) * p.grad  # Nesterov: one step ahead
                 scale = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * scale * newton_schulz(ahead))

@@ -8,37 +8,37 @@
 
 The script downloads Tiny Shakespeare if there is no input.txt. You can save any other text in UTF-8
 as input.txt. Run prepare.py again whenever the text has changed. A token is the number of a
-character. train.bin and val.bin hold the tokens of the two splits, with two bytes per token, and
-meta.json holds the characters and a checksum of the text."""
+character. train.bin and val.bin hold the tokens of the two splits, with two bytes per token.
+meta.json holds the different characters and a checksum of the text."""
 import hashlib
 import http.client
 import json
 import os
 import sys
-from pydoc_data import topics  # the texts of Python's help()
+from pydoc_data.topics import topics  # the texts of Python's help()
 from urllib.request import urlopen
 import numpy as np
 
 # ---- settings ----
 url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
-sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of that text
+sha256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'  # of the text at url
 
 # ---- the text ----
 def download():
     """Write Tiny Shakespeare to input.txt, or another text if the download fails."""
     try:
-        text = urlopen(url, timeout=10).read()
+        content = urlopen(url, timeout=10).read()
     except (OSError, http.client.HTTPException) as e:
         print(f'Tiny Shakespeare could not be downloaded ({e}). Instead, input.txt will hold the\n'
               "texts of Python's help(), which come with Python. The model will not write like\n"
               'Shakespeare. To try the download again, delete input.txt. To train on a text of\n'
               'your own, save it as input.txt. Then run python prepare.py.')
-        text = '\n'.join(topics.topics.values()).encode()
+        content = '\n'.join(topics.values()).encode()
     else:
-        if hashlib.sha256(text).hexdigest() != sha256:
+        if hashlib.sha256(content).hexdigest() != sha256:
             sys.exit(f'{url} now holds another text. Save a text of your own as input.txt.')
     with open('input.txt.tmp', 'wb') as file:
-        file.write(text)
+        file.write(content)
     os.replace('input.txt.tmp', 'input.txt')
 
 def pieces():
@@ -49,7 +49,7 @@ def pieces():
                 yield piece
         except UnicodeDecodeError as e:
             before = e.object[max(0, e.start - 30):e.start]
-            sys.exit(f'input.txt is not in UTF-8: {e.reason} after {before}. Save it as UTF-8.')
+            sys.exit(f'Save input.txt in UTF-8. It is not: {e.reason} after {before}.')
 
 def encode(text, chars):
     """Turn text into an array of tokens: a token is the index of a character in chars."""
@@ -59,21 +59,20 @@ def encode(text, chars):
 # ---- main ----
 def prepare():
     """Write the tokens to train.bin and val.bin, and the characters and a checksum to meta.json."""
+    length = 0
     distinct = set()
     digest = hashlib.sha256()  # a checksum that tells this text from others
     for piece in pieces():
+        length += len(piece)
         distinct.update(piece)
         digest.update(piece.encode())
+    if length < 20:
+        sys.exit(f'input.txt has {length} characters: save a longer text (gpt.py needs 1,300).')
     chars = ''.join(sorted(distinct))
 
     with open('tokens.tmp', 'wb') as file:
         for piece in pieces():
             file.write(encode(piece, chars))
-    length = os.path.getsize('tokens.tmp') // 2  # two bytes per token
-    if length < 20:
-        os.remove('tokens.tmp')
-        sys.exit(f'input.txt has {length} characters: save a longer text there, at least 20.')
-
     tokens = np.memmap('tokens.tmp', np.uint16, 'r')
     n = int(0.9 * length)  # the first nine tenths are for training, the rest for validation
     with open('train.bin.tmp', 'wb') as file:
@@ -84,7 +83,7 @@ def prepare():
     with open('meta.json.tmp', 'w') as file:
         json.dump({'chars': chars, 'sha256': digest.hexdigest()}, file)
     if os.path.exists('meta.json'):
-        os.remove('meta.json')  # after a crash here, there is no data rather than data of two texts
+        os.remove('meta.json')  # so that a crash in the next lines cannot leave data of two texts
     for name in ('train.bin', 'val.bin', 'meta.json'):
         os.replace(f'{name}.tmp', name)
     os.remove('tokens.tmp')

@@ -12,8 +12,8 @@ be made in both files.
 
 The classes also have a cache, and comments mark where. Each attention layer keeps the keys and
 values of all positions so far, because these never change. A new character then costs the work of
-one position. Without a cache, generate in gpt.py computes the whole window again. The argument pos
-is the position of the first new character."""
+one position. generate in gpt.py has no cache and computes the whole window again. The argument pos
+is the position of the first new character. For print_attention, wei is kept, too."""
 import os
 import sys
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
-            cos_sin = self.cos_sin[:, pos:pos + T]  # (2, T, D/2): each position has its own angle
+            cos_sin = self.cos_sin[:, pos:pos + T]  # (2, T, D/2): each position has its own angles
             q, k = rotate(q, cos_sin), rotate(k, cos_sin)
         if pos == 0:  # cache: make room for the keys and values of a window
             self.keys = x.new_empty(B, H, self.config.block_size, D)
@@ -87,7 +87,7 @@ class MLP(nn.Module):
         return self.c_proj(x)  # (B, T, C)
 
 class Block(nn.Module):
-    """Communication, then computation. Each adds its result to x: a residual connection."""
+    """Communication, then computation. Both parts add their result to x: a residual connection."""
 
     def __init__(self, config):
         super().__init__()
@@ -127,18 +127,18 @@ class GPT(nn.Module):
         x = self.ln_f(x)
         return self.lm_head(x)  # (B, T, V)
 
+def rotate(x, cos_sin):
+    """Rotate queries or keys x (B, H, T, D) by their positions: see gpt.py."""
+    cos, sin = cos_sin  # (T, D/2) each
+    a, b = x.split(x.shape[-1] // 2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
+
 def rotary_table(config):
     """Return the cosines and sines of the angles for rotate, (2, block_size, D/2): see gpt.py."""
     D = config.n_embd // config.n_head
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
     angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
     return torch.stack((angle.cos(), angle.sin()))
-
-def rotate(x, cos_sin):
-    """Rotate queries or keys x (B, H, T, D) by their positions: see gpt.py."""
-    cos, sin = cos_sin  # (T, D/2) each
-    a, b = x.split(x.shape[-1] // 2, dim=-1)  # (B, H, T, D/2) each
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
 
 def load_model():
     """Return the model in ckpt.pt and its characters."""
@@ -173,11 +173,14 @@ def decode(tokens, chars):
 def choose(logits):
     """Sample one token (B, 1) for each row of logits (B, V)."""
     logits, tokens = logits.sort(descending=True)  # (B, V) each, the likeliest first
-    logits, tokens = logits[:, :top_k], tokens[:, :top_k]
-    probs = (logits / max(temperature, 1e-9)).softmax(dim=-1)
+    if top_k is not None:
+        logits, tokens = logits[:, :top_k], tokens[:, :top_k]
+    divisor = max(temperature, 1e-9)  # a temperature of 0 must not divide by 0
+    probs = (logits / divisor).softmax(dim=-1)
     before = probs.cumsum(dim=-1) - probs  # the probability of all likelier tokens together
-    probs[before > top_p] = 0  # the likelier tokens are already above top_p
-    return tokens.gather(1, torch.multinomial(probs, num_samples=1))  # in proportion to probs
+    probs[before > top_p] = 0  # the likelier tokens alone exceed top_p
+    choice = torch.multinomial(probs, num_samples=1)  # (B, 1): drawn in proportion to probs
+    return tokens.gather(1, choice)
 
 def generate(model, idx):
     """Yield the tokens (B, 1) that continue idx (B, T), one after the other.
@@ -188,13 +191,14 @@ def generate(model, idx):
     idx = idx[:, -S:]
     pos = 0
     for _ in range(max_new_tokens):
-        logits = model(idx[:, pos:], pos)  # (B, T, V): all tokens at first, then one at a time
+        logits = model(idx[:, pos:], pos)  # (B, T, V): first a whole window, then single tokens
         idx_next = choose(logits[:, -1])  # (B, 1)
         yield idx_next
         pos = idx.shape[1]
         idx = torch.cat((idx, idx_next), dim=1)  # (B, T+1)
         if idx.shape[1] > S:
-            idx = idx[:, -max(1, S // 2):]
+            keep = max(1, S // 2)
+            idx = idx[:, -keep:]
             pos = 0
 
 def print_attention(model, idx, chars):
@@ -205,17 +209,17 @@ def print_attention(model, idx, chars):
         for j, head in enumerate(block.attn.wei[0]):  # (T, T)
             print(f'block {i + 1}, head {j + 1}')
             for t, row in enumerate(head):
-                for char, share in zip(text[:t + 1], row / row.max()):
-                    pale = 255 - round(155 * share.item())
-                    print(f'\x1b[30;48;2;255;{pale};{pale}m{char}', end='')
+                for char, strength in zip(text[:t + 1], row[:t + 1] / row.max()):
+                    pale = 255 - round(155 * strength.item())
+                    print(f'\x1b[30;48;2;255;{pale};{pale}m{char}', end='')  # black on red
                 print('\x1b[0m')
 
 @torch.inference_mode()
 def main():
-    torch.backends.mkldnn.enabled = False  # oneDNN is slow on a CPU when shapes keep changing
+    torch.backends.mkldnn.enabled = False  # mkldnn is slow when shapes keep changing
     torch.set_num_threads(1)  # one position is too little work to share
     model, chars = load_model()
-    text = start or chars[0]  # a new text follows the first character in chars, often a line end
+    text = start or chars[0]  # a new text begins after chars[0], often a line end
     idx = torch.tensor([encode(text, chars)], device=device)  # (1, T)
     if show == 'attention':
         print_attention(model, idx[:, -model.config.block_size:], chars)
