@@ -496,7 +496,7 @@ def test_newton_schulz_keeps_the_directions_and_makes_them_about_equally_strong(
         G = gpt.newton_schulz(U @ torch.linspace(1, 0.05, len(S)).diag() @ Vh)
         after = U.mT @ G @ Vh.mT
         assert_close(after, after.diagonal().diag(), rtol=0, atol=1e-3)
-        assert 0.6 < after.diagonal().min() and after.diagonal().max() < 1.3
+        assert 0.65 < after.diagonal().min() and after.diagonal().max() < 1.2
     assert not gpt.newton_schulz(torch.zeros(3, 5)).any()  # zeros stay zeros: no nan
 
 def test_even_windows_are_spread_evenly_however_many_have_been_taken(monkeypatch):
