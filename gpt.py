@@ -343,7 +343,7 @@ def train():
     tokens = model.generate(idx, max_new_tokens)[0].tolist()
     print(decode(tokens, meta['chars']))
     print(f'{path} has the best weights: step {best["step"]}, val loss {best["val_loss"]:.4f}')
-    print('Next: python sample.py')
+    print(f'Next: python sample.py (with {out_dir=})')
     return best['val_loss']
 
 # ---- beyond GPT-2 ----

@@ -129,6 +129,7 @@ def test_three_ways_to_average_the_past_are_one():
     by_softmax = torch.zeros(T, T).masked_fill(tril == 0, -torch.inf).softmax(dim=-1) @ x
     assert_close(by_loop, by_product)
     assert_close(by_loop, by_softmax)
+
 def attend(q, k, v):
     """Return softmax(q k^T / sqrt(D)) v without the future. q and k are (.., T, D)."""
     T, D = q.shape[-2:]
@@ -1036,10 +1037,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_replaces_nothing(monkeypatc
     assert Path('latest.pt').read_bytes() == old
 
 class Hostile:
-    """An object that runs a command when pickle loads it."""
+    """An object that makes a folder when pickle loads it."""
 
     def __reduce__(self):
-        return os.system, ('touch it-ran',)
+        return os.mkdir, ('it-ran',)
 
 def test_a_hostile_file_runs_nothing(monkeypatch):
     write_data()
@@ -1148,6 +1149,17 @@ def test_the_whole_path_from_a_text_to_a_sample_where_not_every_character_can_be
         assert '?' in out
     assert 'Быть' in Path('input.txt').read_text(encoding='utf-8')  # prepare.py keeps what is there
 
+@torch.no_grad()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@pytest.mark.parametrize('flash', [False, True])
+def test_a_gpu_computes_what_a_cpu_computes(monkeypatch, flash):
+    model = gpt.GPT(tiny())
+    idx = torch.randint(10, (4, 16))
+    expected, _ = model(idx)
+    monkeypatch.setattr(gpt, 'flash', flash)
+    logits, _ = model.to('cuda')(idx.to('cuda'))
+    assert_close(logits.to('cpu'), expected, rtol=1e-3, atol=1e-3)
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 @pytest.mark.parametrize('bfloat16', [False, True])
 def test_a_gpu_trains_resumes_and_writes(bfloat16):
@@ -1201,7 +1213,8 @@ def test_each_name_in_the_readme_exists():
     assert len(rows) >= 12
     for _, ours in rows:
         for name in re.findall(r'`(\w+)`', ours):
-            assert re.search(rf'\b{name}\b', models), name
+            used = rf'\b(def|class) {name}\b|\b{name} = |\b{name}, .* = |self\.{name}\b'
+            assert re.search(used, models), name
     readme = (HERE / 'README.md').read_text(encoding='utf-8')
     tests = re.findall(r'`(test_\w+)`', readme)
     assert len(tests) >= 9
