@@ -1182,13 +1182,16 @@ def table(heading):
     return [[cell.strip() for cell in row.strip('|').split(' | ')] for row in rows[1:]]
 
 def diffs(heading):
-    """Return {name: [(old, new), ...]} of the diffs under a heading, each after a bold name."""
+    """Return {name: [(old, new), ...]} of the diffs under a heading, each after a bold name.
+
+    An empty line ends an edit. Lines without a sign are in old and in new."""
     found = {}
     named = re.compile(r'^\*\*([^*\n]+)\*\*[^\n]*\n```diff\n(.*?)```', flags=re.S | re.M)
-    without_signs = lambda lines: re.sub('^[-+]', '', lines, flags=re.M)
+    lines_with = lambda signs, edit: ''.join(
+        line[1:] + '\n' for line in edit.splitlines() if line[0] in signs)
     for name, diff in named.findall(section(heading)):
-        hunks = re.findall(r'((?:^-.*\n)+)((?:^\+.*\n)*)', diff, flags=re.M)
-        found[name] = [(without_signs(old), without_signs(new)) for old, new in hunks]
+        edits = diff.split('\n\n')
+        found[name] = [(lines_with('- ', edit), lines_with('+ ', edit)) for edit in edits]
     return found
 
 def edits_of_the_model():
