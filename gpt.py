@@ -7,8 +7,8 @@
     python gpt.py
 
 The script trains on the files that prepare.py made, keeps the best weights in ckpt.pt and prints
-a sample. With the settings for a CPU, five seeds reach a mean validation loss of 1.46 on Tiny
-Shakespeare. On two cores of an AMD EPYC, a run takes about ten minutes.
+a sample. With the settings for a CPU, nine runs reached a mean validation loss of 1.46 on Tiny
+Shakespeare. On two cores of an AMD EPYC, a run takes eight to ten minutes.
 
 Most parts have GPT-2's names. test_gpt.py shows what each part is for. A shape such as (B, T, C)
 means B windows in a batch, T characters in a window and C channels at each character. Each of the
