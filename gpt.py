@@ -371,9 +371,9 @@ def even_starts(step, n):
     """Return B offsets from 0 to n - 1, at which the windows of this step start.
 
     The multiples of the golden ratio have fractional parts (0.62, 0.24, 0.85, 0.47, ...) that never
-    bunch up: each new one falls into one of the widest gaps between the others. (They are called a
-    low-discrepancy sequence.) So all parts of the text are seen about equally often, no matter when
-    training stops."""
+    bunch up: each new one falls into one of the widest gaps between the others. (Such fractions are
+    a low-discrepancy sequence.) So all parts of the text are seen about equally often, no matter
+    when training stops."""
     golden_ratio = (5 ** 0.5 + 1) / 2
     shift = np.random.default_rng(seed).random()  # each seed has other offsets
     i = np.arange(step * batch_size, (step + 1) * batch_size)
