@@ -49,7 +49,7 @@ def pieces():
                 yield piece
         except UnicodeDecodeError as e:
             before = e.object[max(0, e.start - 30):e.start]
-            sys.exit(f'Save input.txt in UTF-8. It is not: {e.reason} after {before}.')
+            sys.exit(f'Save input.txt as UTF-8, which it is not: {e.reason} after {before}.')
 
 def encode(text, chars):
     """Turn text into an array of tokens: a token is the index of a character in chars."""
