@@ -254,8 +254,8 @@ def save(name, checkpoint):
 def restore(model, optimizers, fixed):
     """Load latest.pt into model and optimizers. Return the step of latest.pt, and best_loss.
 
-    An AssertionError says what does not fit: the text, the model, the batch size, muon, the code
-    of the model, or a max_iters below the step of latest.pt."""
+    An AssertionError says what does not fit: the text, the model, the batch size, the kind of
+    optimizer, the code of the model, or a max_iters below the step of latest.pt."""
     path = os.path.join(out_dir, 'latest.pt')
     if not os.path.exists(path):
         sys.exit(f'There is no {path} to continue from: set resume = False.')
@@ -295,13 +295,14 @@ def train():
     model = GPT(config).to(device)
     optimizers = make_optimizers(model)
     # fixed holds what must be the same when the run is resumed. dropout may change.
-    fixed = vars(config) | {'text': meta, 'batch_size': batch_size, 'muon': muon}
+    fixed = vars(config) | {'text': meta, 'batch_size': batch_size,
+                            'optimizer': [type(optimizer).__name__ for optimizer in optimizers]}
     del fixed['dropout']
     begin, best_loss = 0, torch.inf
     if resume:
         begin, best_loss = restore(model, optimizers, fixed)
     schedulers = [LambdaLR(optimizer, lambda step: lr_factor(begin + step))
-                  for optimizer in optimizers]  # they set the learning rate before each step
+                  for optimizer in optimizers]  # for the learning rate of each step
     os.makedirs(out_dir, exist_ok=True)
     n = sum(p.numel() for p in model.parameters())
     print(f'{n:,} parameters on {device}, steps {begin} to {max_iters}')

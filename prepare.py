@@ -83,7 +83,7 @@ def prepare():
     with open('meta.json.tmp', 'w') as file:
         json.dump({'chars': chars, 'sha256': digest.hexdigest()}, file)
     if os.path.exists('meta.json'):
-        os.remove('meta.json')  # so that a crash in the next lines cannot leave data of two texts
+        os.remove('meta.json')  # a crash in the next lines then cannot leave data of two texts
     for name in ('train.bin', 'val.bin', 'meta.json'):
         os.replace(f'{name}.tmp', name)
     os.remove('tokens.tmp')
