@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 import bigram
@@ -634,6 +635,7 @@ def train_rung(i, seed=1):
     for setting, value in settings.items():
         setattr(gpt, setting, value)
     optimizers = gpt.make_optimizers(model)
+    schedulers = [LambdaLR(optimizer, gpt.lr_factor) for optimizer in optimizers]
     torch.manual_seed(seed)
     for step in range(gpt.max_iters):
         if switches:
@@ -643,11 +645,10 @@ def train_rung(i, seed=1):
         x, y = gpt.get_batch(train_data, starts)
         _, loss = model(x, y)
         loss.backward()
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group['lr'] = rate * gpt.lr_factor(step)
+        for optimizer, scheduler in zip(optimizers, schedulers):
             optimizer.step()
             optimizer.zero_grad()
+            scheduler.step()
     return name, count(model), gpt.estimate_loss(model, val_data)
 
 def test_each_rung_of_the_ladder_is_better_than_the_one_below_except_two_that_tie():
