@@ -62,14 +62,12 @@ weight_decay = 0.1  # of AdamW, if muon is False
 
 # ---- data ----
 def load_data():
-    """Return the different characters and the checksum of the text, and the tokens of both splits.
-
-    A long validation split is cut to its first 262,144 tokens, enough to estimate a loss."""
+    """Return the characters and the checksum of the text, and the tokens of both splits."""
     if not os.path.exists('meta.json'):
         sys.exit('There is no data yet: run python prepare.py first.')
     meta = json.load(open('meta.json'))
     train_data = np.memmap('train.bin', np.uint16, 'r')
-    val_data = np.memmap('val.bin', np.uint16, 'r')[:262_144]
+    val_data = np.memmap('val.bin', np.uint16, 'r')[:262_144]  # enough to estimate a loss
     if block_size >= len(val_data):
         sys.exit(f'The text is too short for {block_size=}: at most {len(val_data) - 1} fits.')
     return meta, train_data, val_data
@@ -96,8 +94,6 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
         self.dropout = nn.Dropout(config.dropout)
-        if config.rotary:  # see the end of this file
-            self.register_buffer('cos_sin', rotary_table(config), persistent=False)
 
     def forward(self, x):
         B, T, C = x.shape
@@ -107,8 +103,7 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it can be found by
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
-            cos_sin = self.cos_sin[:, :T]  # (2, T, D/2): each position has its own angles
-            q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+            q, k = rotate(q), rotate(k)  # see the end of this file
         if flash:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
@@ -219,61 +214,50 @@ def make_optimizers(model):
     if not muon:
         return [torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)]
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    trained_by_muon = set(matrices)
-    others = [p for p in model.parameters() if p not in trained_by_muon]
+    others = [p for p in model.parameters() if p not in set(matrices)]
     return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
             torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
 
 def lr_factor(step):
     """Return the learning rate of a step, as a share of the one in the settings."""
     warmup = min(1, (step + 1) / (warmup_iters + 1))
-    decay = 1 - step / max_iters
-    return warmup * decay
+    return warmup * (1 - step / max_iters)  # after the warm-up, a straight line to 0
 
-def make_checkpoint(model, optimizers, data):
-    """Return the state of the model and of its training.
+@torch.no_grad()
+def probe(model):
+    """Return the logits (T, V) for the tokens 0, 1, 2, ..., by which a model can be recognized.
 
-    probe is a window of data and the logits that the model gives for it. restore and sample.py
-    compute the logits again. Other logits mean that the code of the model has changed."""
-    model.eval()
-    idx, _ = get_batch(data, [0])
-    with torch.no_grad():
-        logits, _ = model(idx)
-    return dict(config=vars(model.config), model=model.state_dict(), probe=(idx, logits),
-                optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
-                rng=torch.get_rng_state())  # of the CPU only: a GPU's generator is not saved
+    ckpt.pt and latest.pt have these logits, and sample.py and restore compute them again. Other
+    logits from the same weights mean that the code of the model has changed."""
+    model.eval()  # without dropout
+    idx = torch.arange(model.config.block_size, device=device) % model.config.vocab_size  # (T,)
+    logits, _ = model(idx[None])  # (1, T, V)
+    return logits[0].cpu()
 
 def save(name, checkpoint):
     """Write a temporary file, then rename it: a crash of the script cannot damage the old file."""
-    path = os.path.join(out_dir, name)
-    temporary = f'{path}.{os.getpid()}.tmp'  # two processes use two names
+    temporary = f'{out_dir}/{name}.{os.getpid()}.tmp'  # two processes use two names
     torch.save(checkpoint, temporary)
-    os.replace(temporary, path)
+    os.replace(temporary, f'{out_dir}/{name}')
 
-@torch.no_grad()
 def restore(model, optimizers, fixed):
     """Load latest.pt into model and optimizers. Return the step of latest.pt, and best_loss.
 
-    An AssertionError says what does not fit: the text, the model, the batch size, the kind of
-    optimizer, the code of the model, or a max_iters below the step of latest.pt."""
-    path = os.path.join(out_dir, 'latest.pt')
-    if not os.path.exists(path):
-        sys.exit(f'There is no {path} to continue from: set resume = False.')
-    latest = torch.load(path, 'cpu')
-    changed = [name for name in fixed if fixed[name] != latest['fixed'].get(name)]
-    assert not changed, f'these have changed since latest.pt was saved: {", ".join(changed)}'
+    An AssertionError says what has changed: the text, the model, the batch size, the optimizers
+    or the code of the model."""
+    if not os.path.exists(f'{out_dir}/latest.pt'):
+        sys.exit(f'There is no {out_dir}/latest.pt to continue from: set resume = False.')
+    latest = torch.load(f'{out_dir}/latest.pt', 'cpu')
+    for name in fixed:
+        assert fixed[name] == latest['fixed'].get(name), f'latest.pt was saved with another {name}'
     model.load_state_dict(latest['model'])
-    idx, logits = latest['probe']
-    model.eval()
-    new_logits, _ = model(idx.to(device))
-    same = torch.allclose(new_logits.cpu(), logits, rtol=1e-3, atol=1e-3)
+    same = torch.allclose(probe(model), latest['probe'], rtol=1e-3, atol=1e-3)
     assert same, 'latest.pt comes from a model with other code: its logits were different'
-    assert latest['step'] <= max_iters, f'latest.pt is at step {latest["step"]}, beyond max_iters'
     for optimizer, state in zip(optimizers, latest['optimizers']):
         # Learning rate and weight decay stay those of the settings.
         optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
     torch.set_rng_state(latest['rng'])
-    if not os.path.exists(os.path.join(out_dir, 'ckpt.pt')):
+    if not os.path.exists(f'{out_dir}/ckpt.pt'):
         latest['best_loss'] = torch.inf  # without ckpt.pt, the next model is the best so far
     return latest['step'], latest['best_loss']
 
@@ -295,14 +279,13 @@ def train():
     model = GPT(config).to(device)
     optimizers = make_optimizers(model)
     # fixed holds what must be the same when the run is resumed. dropout may change.
-    fixed = vars(config) | {'text': meta, 'batch_size': batch_size,
-                            'optimizer': [type(optimizer).__name__ for optimizer in optimizers]}
+    kinds = [type(optimizer).__name__ for optimizer in optimizers]
+    fixed = {'text': meta, 'batch_size': batch_size, 'kind of optimizer': kinds} | vars(config)
     del fixed['dropout']
     begin, best_loss = 0, torch.inf
     if resume:
         begin, best_loss = restore(model, optimizers, fixed)
-    schedulers = [LambdaLR(optimizer, lambda step: lr_factor(begin + step))
-                  for optimizer in optimizers]  # for the learning rate of each step
+    schedulers = [LambdaLR(optimizer, lambda i: lr_factor(begin + i)) for optimizer in optimizers]
     os.makedirs(out_dir, exist_ok=True)
     n = sum(p.numel() for p in model.parameters())
     print(f'{n:,} parameters on {device}, steps {begin} to {max_iters}')
@@ -314,9 +297,11 @@ def train():
             assert np.isfinite(val_loss), f'{val_loss=} at {step=}: this model is not saved'
             if step > 0:
                 best_loss = min(val_loss, best_loss)
-                checkpoint = make_checkpoint(model, optimizers, val_data)
-                checkpoint |= dict(fixed=fixed, chars=meta['chars'], step=step, val_loss=val_loss,
-                                   best_loss=best_loss)
+                checkpoint = dict(
+                    config=vars(config), model=model.state_dict(), probe=probe(model),
+                    chars=meta['chars'], fixed=fixed, step=step, val_loss=val_loss,
+                    best_loss=best_loss, rng=torch.get_rng_state(),  # of the CPU, not of a GPU
+                    optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers])
                 if val_loss == best_loss:
                     save('ckpt.pt', checkpoint)
                 save('latest.pt', checkpoint)
@@ -337,36 +322,28 @@ def train():
             scheduler.step()
         if (step + 1) % 50 == 0:
             print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
-    path = os.path.join(out_dir, 'ckpt.pt')
-    best = torch.load(path, device)
+    best = torch.load(f'{out_dir}/ckpt.pt', device)
     model.load_state_dict(best['model'])
     idx = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
     tokens = model.generate(idx, max_new_tokens)[0].tolist()
     print(decode(tokens, meta['chars']))
-    print(f'{path} has the best weights: step {best["step"]}, val loss {best["val_loss"]:.4f}')
-    print(f'Next: python sample.py (with {out_dir=})')
+    print(f'best: step {best["step"]}, val loss {best["val_loss"]:.4f}, saved in {out_dir}/ckpt.pt')
     return best['val_loss']
 
 # ---- beyond GPT-2 ----
-def rotate(x, cos_sin):
+def rotate(x):
     """Rotate queries or keys x (B, H, T, D): rotary positions, arxiv.org/abs/2104.09864.
 
     Channels i and i + D/2 are the coordinates of a point in a plane. The point is turned around the
-    origin by an angle that grows with the position. The score of a query and a key then depends on
-    what the two hold and on how far apart they stand."""
-    cos, sin = cos_sin  # (T, D/2) each
-    a, b = x.split(x.shape[-1] // 2, dim=-1)  # (B, H, T, D/2) each
+    origin by an angle that grows with the position: fast for the first i, very slowly for the last.
+    The score of a query and a key then depends on what the two hold and on how far apart they
+    stand."""
+    T, D = x.shape[-2:]
+    speed = 10000 ** (-torch.arange(0, D, 2, device=x.device) / D)  # (D/2): radians per position
+    angle = torch.outer(torch.arange(T, device=x.device), speed)  # (T, D/2)
+    cos, sin = angle.cos(), angle.sin()
+    a, b = x.split(D // 2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
-
-def rotary_table(config):
-    """Return the cosines and sines of the angles for rotate: (2, block_size, D/2).
-
-    The angle of a pair of channels grows with the position: fast for the first pair, very slowly
-    for the last."""
-    D = config.n_embd // config.n_head
-    speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
-    angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
-    return torch.stack((angle.cos(), angle.sin()))
 
 def even_starts(step, n):
     """Return B offsets from 0 to n - 1, at which the windows of this step start.

@@ -44,7 +44,7 @@ class CausalSelfAttention(nn.Module):
         self.config = config
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
-        if config.rotary:
+        if config.rotary:  # cache: the angles of all positions are computed once
             self.register_buffer('cos_sin', rotary_table(config), persistent=False)
 
     def forward(self, x, pos):
@@ -128,13 +128,13 @@ class GPT(nn.Module):
         return self.lm_head(x)  # (B, T, V)
 
 def rotate(x, cos_sin):
-    """Rotate queries or keys x (B, H, T, D) by their positions: see gpt.py."""
+    """Rotate queries or keys x (B, H, T, D) by the angles of their positions: see gpt.py."""
     cos, sin = cos_sin  # (T, D/2) each
     a, b = x.split(x.shape[-1] // 2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)  # (B, H, T, D)
 
 def rotary_table(config):
-    """Return the cosines and sines of the angles for rotate, (2, block_size, D/2): see gpt.py."""
+    """Return the cosines and sines of the angles of all positions: (2, block_size, D/2)."""
     D = config.n_embd // config.n_head
     speed = 10000 ** (-torch.arange(0, D, 2) / D)  # (D/2): radians per position
     angle = torch.outer(torch.arange(config.block_size), speed)  # (block_size, D/2)
@@ -142,19 +142,19 @@ def rotary_table(config):
 
 def load_model():
     """Return the model in ckpt.pt and its characters."""
-    path = os.path.join(out_dir, 'ckpt.pt')
-    if not os.path.exists(path):
-        sys.exit(f'There is no {path} yet: run python gpt.py first.')
-    ckpt = torch.load(path, device)  # torch.load refuses files that contain code
+    if not os.path.exists(f'{out_dir}/ckpt.pt'):
+        sys.exit(f'There is no {out_dir}/ckpt.pt yet: run python gpt.py first.')
+    ckpt = torch.load(f'{out_dir}/ckpt.pt', device)  # torch.load refuses files that contain code
     model = GPT(SimpleNamespace(**ckpt['config'])).to(device).eval()
     model.load_state_dict(ckpt['model'])
     for module in model.modules():
         if isinstance(module, nn.Linear):  # weights stored by columns are faster for short inputs
             module.weight.data = module.weight.t().contiguous().t()
-    idx, logits = ckpt['probe']  # one window and its logits, as gpt.py computed them
-    half = idx.shape[1] // 2  # in two halves, so that the second one needs the cache
-    new_logits = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)
-    if not torch.allclose(new_logits, logits, rtol=1e-3, atol=1e-3):
+    S = model.config.block_size
+    idx = torch.arange(S, device=device)[None] % model.config.vocab_size  # (1, S), as in gpt.py
+    half = S // 2  # in two halves, so that the second one needs the cache
+    logits = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)  # (1, S, V)
+    if not torch.allclose(logits[0], ckpt['probe'], rtol=1e-3, atol=1e-3):
         sys.exit('ckpt.pt comes from another model: make your changes to gpt.py in sample.py too.')
     return model, ckpt['chars']
 
