@@ -6,9 +6,9 @@
 
     python gpt.py
 
-The script trains on the files that prepare.py made, keeps the best weights in ckpt.pt and prints
-a sample. With the settings for a CPU, nine runs reached a mean validation loss of 1.46 on Tiny
-Shakespeare. On two cores of an AMD EPYC, a run takes eight to ten minutes.
+The script trains on the files that prepare.py made, keeps the best model in ckpt.pt and prints a
+sample. With the settings for a CPU, a run on two cores of an AMD EPYC takes eight to ten minutes
+and reaches a validation loss of about 1.47 on Tiny Shakespeare (the mean of four runs).
 
 Most parts have GPT-2's names. test_gpt.py shows what each part is for. A shape such as (B, T, C)
 means B windows in a batch, T characters in a window and C channels at each character. Each of the
@@ -32,19 +32,17 @@ seed = 1337  # on one CPU, the same seed and number of threads give the same run
 batch_size = 64 if gpu else 16  # B: windows in a batch
 block_size = 256 if gpu else 128  # T: characters in a window, which is all that the model can see
 max_iters = 1000 if gpu else 2500  # training steps
-eval_interval = 500  # steps between evaluations, each of which (after step 0) saves the model
+eval_interval = 500  # steps between evaluations; each, except that of step 0, saves the model
 n_layer = 6 if gpu else 4  # blocks, one after the other
-n_head = 6 if gpu else 2  # H: attention heads in a block
+n_head = 6 if gpu else 2  # H: attention heads; n_embd must be a multiple of 2 * n_head
 n_embd = 384 if gpu else 128  # C: channels, the length of the vector at each position
-dropout = 0.2 if gpu else 0.0  # share of results that training sets to 0, against overfitting
+dropout = 0.2 if gpu else 0.0  # share of the outputs of attention and MLP that training sets to 0
 warmup_iters = max_iters // 25  # the learning rate rises in these first steps, then falls
 max_new_tokens = 300  # characters in the sample at the end
 # Products in bfloat16, a 16-bit format, are faster where the hardware supports the format.
 cpu_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16', False)
 bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_bfloat16
-# If flash is True, one call of PyTorch computes attention. On a GPU, this call is faster. To edit
-# the scores or the mask, set flash to False: the lines under else in CausalSelfAttention then run.
-flash = gpu
+flash = gpu  # True: one call of PyTorch computes attention, which is faster on a GPU
 
 # Three switches turn on what GPT-2 does not have. The code of the switches is at the end of this
 # file. With all three False, the model is nearly GPT-2, trained nearly as in Karpathy's lecture
@@ -53,10 +51,10 @@ rotary = True  # queries and keys are rotated by their position. False: learned 
 even_windows = True  # training windows are spread evenly over the text. False: they are random
 muon = True  # Muon trains the matrices of the blocks, AdamW the rest. False: AdamW trains all
 
-# Training with Muon has a learning rate of its own. A weight decay shrinks the weights: each step
-# first multiplies them by 1 - learning rate * weight decay.
+# A weight decay shrinks the weights: each step first multiplies them by
+# 1 - learning rate * weight decay.
 muon_learning_rate = 1e-2  # of Muon and of the AdamW beside it
-muon_weight_decay = 2.0 if gpu else 0.3  # of Muon only; a larger model needs more
+muon_weight_decay = 2.0 if gpu else 0.3  # of Muon only
 learning_rate = 3e-3  # of AdamW, if muon is False
 weight_decay = 0.1  # of AdamW, if muon is False
 
@@ -104,7 +102,7 @@ class CausalSelfAttention(nn.Module):
         v = v.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D): what it gives when it is found
         if self.config.rotary:
             q, k = rotate(q), rotate(k)  # see the end of this file
-        if flash:
+        if flash:  # to edit the scores or the mask, set flash = False and edit the lines under else
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
             wei = q @ k.mT / D ** 0.5  # (B, H, T, T): scores; the division keeps them small
@@ -199,7 +197,7 @@ class GPT(nn.Module):
 def estimate_loss(model, data):
     """Return the mean loss over all of data, cut into adjacent windows of block_size tokens.
 
-    What is left at the end does not fill a window and its targets, and does not count."""
+    An incomplete window at the end is left out."""
     model.eval()  # without dropout
     starts = range(0, len(data) - block_size, block_size)
     total = 0.0
@@ -210,11 +208,11 @@ def estimate_loss(model, data):
     return total / len(starts)
 
 def make_optimizers(model):
-    """Return a list of optimizers, which together train all parameters of model."""
+    """Return the optimizers of model: AdamW, or Muon for the matrices and AdamW for the rest."""
     if not muon:
         return [torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)]
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p not in set(matrices)]
+    others = [p for p in model.parameters() if p not in set(matrices)]  # a set compares by identity
     return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
             torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
 
@@ -225,10 +223,10 @@ def lr_factor(step):
 
 @torch.no_grad()
 def probe(model):
-    """Return the logits (T, V) for the tokens 0, 1, 2, ..., by which a model can be recognized.
+    """Return a fingerprint of the model: its logits (T, V) for the tokens 0, 1, 2, ...
 
-    ckpt.pt and latest.pt have these logits, and sample.py and restore compute them again. Other
-    logits from the same weights mean that the code of the model has changed."""
+    The fingerprint is saved with the weights. If the same weights give other logits later, in
+    restore or in sample.py, then the code of the model has changed."""
     model.eval()  # without dropout
     idx = torch.arange(model.config.block_size, device=device) % model.config.vocab_size  # (T,)
     logits, _ = model(idx[None])  # (1, T, V)
@@ -236,15 +234,15 @@ def probe(model):
 
 def save(name, checkpoint):
     """Write a temporary file, then rename it: a crash of the script cannot damage the old file."""
-    temporary = f'{out_dir}/{name}.{os.getpid()}.tmp'  # two processes use two names
+    temporary = f'{out_dir}/{name}.{os.getpid()}.tmp'  # another name in each process
     torch.save(checkpoint, temporary)
     os.replace(temporary, f'{out_dir}/{name}')
 
 def restore(model, optimizers, fixed):
     """Load latest.pt into model and optimizers. Return the step of latest.pt, and best_loss.
 
-    An AssertionError says what has changed: the text, the model, the batch size, the optimizers
-    or the code of the model."""
+    An AssertionError says what has changed since latest.pt was saved: the text, a size of the
+    model, the batch size, the optimizers, or the code of the model."""
     if not os.path.exists(f'{out_dir}/latest.pt'):
         sys.exit(f'There is no {out_dir}/latest.pt to continue from: set resume = False.')
     latest = torch.load(f'{out_dir}/latest.pt', 'cpu')
@@ -267,6 +265,7 @@ def train():
     With muon and even_windows False, training is that of Karpathy's lecture "Let's reproduce
     GPT-2", except that
     - a batch is much smaller, and the learning rate is higher,
+    - the settings for a GPU have dropout,
     - the learning rate falls in a straight line to 0,
     - gradients are not clipped,
     - weight decay acts on all parameters,
@@ -291,7 +290,7 @@ def train():
     print(f'{n:,} parameters on {device}, steps {begin} to {max_iters}')
     for step in range(begin, max_iters + 1):
         if step % eval_interval == 0 or step == max_iters:
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # of equally many tokens
+            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as many tokens
             val_loss = estimate_loss(model, val_data)
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
             assert np.isfinite(val_loss), f'{val_loss=} at {step=}: this model is not saved'
@@ -399,7 +398,7 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[p]['mean']  # a running mean of the gradients
                 mean.mul_(momentum).add_(p.grad, alpha=1 - momentum)
                 ahead = momentum * mean + (1 - momentum) * p.grad  # Nesterov: one step ahead
-                scale = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW
+                scale = 0.2 * max(p.shape) ** 0.5  # so that entries are about 0.2, as in AdamW
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * scale * newton_schulz(ahead))
 

@@ -7,8 +7,8 @@
     python sample.py
 
 The script continues the text `start` with the weights in ckpt.pt. The classes are those of gpt.py,
-line by line, without dropout, flash, initialization, loss and generate. A change of the model must
-be made in both files.
+line by line, but they have no dropout, no flash, no initialization, no loss and no generate.
+A change of the model must be made in both files.
 
 The classes also have a cache, and comments mark where. Each attention layer keeps the keys and
 values of all positions so far, because these never change. A new character then costs the work of
@@ -44,7 +44,7 @@ class CausalSelfAttention(nn.Module):
         self.config = config
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
-        if config.rotary:  # cache: the angles of all positions are computed once
+        if config.rotary:  # cache: gpt.py computes the angles in each call
             self.register_buffer('cos_sin', rotary_table(config), persistent=False)
 
     def forward(self, x, pos):
@@ -191,7 +191,7 @@ def generate(model, idx):
     idx = idx[:, -S:]
     pos = 0
     for _ in range(max_new_tokens):
-        logits = model(idx[:, pos:], pos)  # (B, T, V): first a whole window, then single tokens
+        logits = model(idx[:, pos:], pos)  # (B, T, V): first all tokens, then only the newest
         idx_next = choose(logits[:, -1])  # (B, 1)
         yield idx_next
         pos = idx.shape[1]
