@@ -10,9 +10,7 @@ The script trains on the files that prepare.py made, keeps the best model in ckp
 sample. With the settings for a CPU, a run on two cores of an AMD EPYC takes eight to ten minutes
 and reaches a validation loss of about 1.47 on Tiny Shakespeare (the mean of four runs).
 
-Most parts have GPT-2's names. test_gpt.py shows what each part is for. A shape such as (B, T, C)
-means B windows in a batch, T characters in a window and C channels at each character. Each of the
-H heads has D = C / H channels. The text has V different characters."""
+Most parts have GPT-2's names. test_gpt.py shows what each part is for."""
 import json
 import os
 import sys
@@ -83,6 +81,8 @@ def decode(tokens, chars):
     return ''.join(chars[token] for token in tokens)
 
 # ---- the model ----
+# A shape such as (B, T, C) means B windows in a batch, T characters in a window and C channels at
+# each character. Each of the H heads has D = C / H channels. The text has V different characters.
 class CausalSelfAttention(nn.Module):
     """Communication: each position gathers what it needs from itself and those before it."""
 
@@ -160,7 +160,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # a vector for each character
         if not config.rotary:
             self.wpe = nn.Embedding(config.block_size, config.n_embd)  # a vector for each position
-            nn.init.normal_(self.wpe.weight, std=0.02)
+            nn.init.normal_(self.wpe.weight, std=0.02)  # as in GPT-2
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -241,8 +241,8 @@ def save(name, checkpoint):
 def restore(model, optimizers, fixed):
     """Load latest.pt into model and optimizers. Return the step of latest.pt, and best_loss.
 
-    An AssertionError says what has changed since latest.pt was saved: the text, a size of the
-    model, the batch size, the optimizers, or the code of the model."""
+    An AssertionError says what does not fit latest.pt: the text, the config, the batch size, the
+    optimizers, the code of the model, or a max_iters that latest.pt has already passed."""
     if not os.path.exists(f'{out_dir}/latest.pt'):
         sys.exit(f'There is no {out_dir}/latest.pt to continue from: set resume = False.')
     latest = torch.load(f'{out_dir}/latest.pt', 'cpu')
@@ -251,6 +251,7 @@ def restore(model, optimizers, fixed):
     model.load_state_dict(latest['model'])
     same = torch.allclose(probe(model), latest['probe'], rtol=1e-3, atol=1e-3)
     assert same, 'latest.pt comes from a model with other code: its logits were different'
+    assert latest['step'] <= max_iters, f'latest.pt is at step {latest["step"]}, beyond max_iters'
     for optimizer, state in zip(optimizers, latest['optimizers']):
         # Learning rate and weight decay stay those of the settings.
         optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
