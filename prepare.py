@@ -74,7 +74,7 @@ def prepare():
         for piece in pieces():
             file.write(encode(piece, chars))
     tokens = np.memmap('tokens.tmp', np.uint16, 'r')
-    n = int(0.9 * length)  # the first nine tenths are for training, the rest for validation
+    n = int(0.9 * len(tokens))  # the first nine tenths are for training, the rest for validation
     with open('train.bin.tmp', 'wb') as file:
         file.write(tokens[:n])
     with open('val.bin.tmp', 'wb') as file:

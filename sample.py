@@ -152,8 +152,10 @@ def load_model():
             module.weight.data = module.weight.t().contiguous().t()
     S = model.config.block_size
     idx = torch.arange(S, device=device)[None] % model.config.vocab_size  # (1, S), as in gpt.py
-    half = S // 2  # in two halves, so that the second one needs the cache
-    logits = torch.cat((model(idx[:, :half], 0), model(idx[:, half:], half)), dim=1)  # (1, S, V)
+    logits = [model(idx[:, :S // 2], 0)]  # as in generate: first many tokens at once,
+    for pos in range(S // 2, S):  # then one after the other, with the cache
+        logits.append(model(idx[:, pos:pos + 1], pos))
+    logits = torch.cat(logits, dim=1)  # (1, S, V)
     if not torch.allclose(logits[0], ckpt['probe'], rtol=1e-3, atol=1e-3):
         sys.exit('ckpt.pt comes from another model: make your changes to gpt.py in sample.py too.')
     return model, ckpt['chars']
@@ -216,8 +218,6 @@ def print_attention(model, idx, chars):
 
 @torch.inference_mode()
 def main():
-    torch.backends.mkldnn.enabled = False  # mkldnn is slow when shapes keep changing
-    torch.set_num_threads(1)  # one position is too little work to share
     model, chars = load_model()
     text = start or chars[0]  # a new text begins after chars[0], often a line end
     idx = torch.tensor([encode(text, chars)], device=device)  # (1, T)
@@ -238,4 +238,6 @@ def main():
 if __name__ == '__main__':
     if hasattr(sys.stdout, 'reconfigure'):  # a notebook's output has no such method
         sys.stdout.reconfigure(errors='replace')  # a character that cannot be shown becomes a ?
+    torch.backends.mkldnn.enabled = False  # mkldnn is slow when shapes keep changing
+    torch.set_num_threads(1)  # one position is too little work to share
     main()

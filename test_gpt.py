@@ -1264,6 +1264,17 @@ def test_an_edit_of_the_model_is_the_same_edit_in_both_files(name):
     model, cached = gpt_and_sample(config, edited_gpt(EDITS[name]), edited_sample)
     assert_same_logits(model, cached)
 
+@torch.no_grad()
+def test_sample_py_refuses_a_mask_that_single_positions_skip():
+    # Each position sees itself and the three before it. sample.py has no mask for one position.
+    windowed = edited_gpt([('.tril()', '.tril().triu(-3)')])
+    edits = [('.tril(pos)', '.tril(pos).triu(pos - 3)')]
+    with pytest.raises(SystemExit, match='another model'):
+        gpt_and_sample(tiny(), windowed, edited_script('sample.py', edits))
+    edits.append(('if T > 1:', 'if True:'))
+    model, cached = gpt_and_sample(tiny(), windowed, edited_script('sample.py', edits))
+    assert_same_logits(model, cached)
+
 @pytest.mark.parametrize('name', EDITS)
 def test_an_edited_model_trains_and_sample_py_refuses_it_until_it_is_edited_too(name):
     write_data()
