@@ -289,24 +289,29 @@ def train():
     os.makedirs(out_dir, exist_ok=True)
     n = sum(p.numel() for p in model.parameters())
     print(f'{n:,} parameters on {device}, steps {begin} to {max_iters}')
-    for step in range(begin, max_iters + 1):
-        if step % eval_interval == 0 or step == max_iters:
-            train_loss = estimate_loss(model, train_data[:len(val_data)])  # as many tokens
-            val_loss = estimate_loss(model, val_data)
-            print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
-            assert np.isfinite(val_loss), f'{val_loss=} at {step=}: this model is not saved'
-            if step > 0:
-                best_loss = min(val_loss, best_loss)
-                checkpoint = dict(
-                    config=vars(config), model=model.state_dict(), probe=probe(model),
-                    chars=meta['chars'], fixed=fixed, step=step, val_loss=val_loss,
-                    best_loss=best_loss, rng=torch.get_rng_state(),  # of the CPU, not of a GPU
-                    optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers])
-                if val_loss == best_loss:
-                    save('ckpt.pt', checkpoint)
-                save('latest.pt', checkpoint)
-        if step == max_iters:
-            break  # the last pass only evaluates
+
+    def evaluate(step, best_loss):
+        """Print the losses. Save the model, except at step 0. Return the best validation loss."""
+        train_loss = estimate_loss(model, train_data[:len(val_data)])  # as many tokens
+        val_loss = estimate_loss(model, val_data)
+        print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
+        assert np.isfinite(val_loss), f'{val_loss=} at {step=}: this model is not saved'
+        if step == 0:
+            return best_loss
+        best_loss = min(val_loss, best_loss)
+        checkpoint = dict(
+            config=vars(config), model=model.state_dict(), probe=probe(model), fixed=fixed,
+            chars=meta['chars'], step=step, val_loss=val_loss, best_loss=best_loss,
+            optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
+            rng=torch.get_rng_state())  # of the CPU only: a GPU's generator is not saved
+        if val_loss == best_loss:
+            save('ckpt.pt', checkpoint)
+        save('latest.pt', checkpoint)
+        return best_loss
+
+    for step in range(begin, max_iters):
+        if step % eval_interval == 0:
+            best_loss = evaluate(step, best_loss)
         if even_windows:
             starts = even_starts(step, len(train_data) - block_size)  # see the end of this file
         else:
@@ -322,6 +327,8 @@ def train():
             scheduler.step()
         if (step + 1) % 50 == 0:
             print(f'step {step + 1} of {max_iters}: batch loss {loss.item():.4f}')
+    evaluate(max_iters, best_loss)
+
     best = torch.load(f'{out_dir}/ckpt.pt', device)
     model.load_state_dict(best['model'])
     idx = torch.zeros(1, 1, dtype=torch.long, device=device)  # the first character of chars
