@@ -152,10 +152,9 @@ def load_model():
             module.weight.data = module.weight.t().contiguous().t()
     S = model.config.block_size
     idx = torch.arange(S, device=device)[None] % model.config.vocab_size  # (1, S), as in gpt.py
-    logits = [model(idx[:, :S // 2], 0)]  # as in generate: first many tokens at once,
-    for pos in range(S // 2, S):  # then one after the other, with the cache
-        logits.append(model(idx[:, pos:pos + 1], pos))
-    logits = torch.cat(logits, dim=1)  # (1, S, V)
+    first = model(idx[:, :-1], 0)  # as in generate: many tokens at once,
+    last = model(idx[:, -1:], S - 1)  # then one token with the cache
+    logits = torch.cat((first, last), dim=1)  # (1, S, V)
     if not torch.allclose(logits[0], ckpt['probe'], rtol=1e-3, atol=1e-3):
         sys.exit('ckpt.pt comes from another model: make your changes to gpt.py in sample.py too.')
     return model, ckpt['chars']
