@@ -292,7 +292,7 @@ def train():
 
     def evaluate(step, best_loss):
         """Print the losses. Save the model, except at step 0. Return the best validation loss."""
-        train_loss = estimate_loss(model, train_data[:len(val_data)])  # as many tokens
+        train_loss = estimate_loss(model, train_data[:len(val_data)])  # as much as val_data
         val_loss = estimate_loss(model, val_data)
         print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}')
         assert np.isfinite(val_loss), f'{val_loss=} at {step=}: this model is not saved'
@@ -406,7 +406,7 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[p]['mean']  # a running mean of the gradients
                 mean.mul_(momentum).add_(p.grad, alpha=1 - momentum)
                 ahead = momentum * mean + (1 - momentum) * p.grad  # Nesterov: one step ahead
-                scale = 0.2 * max(p.shape) ** 0.5  # so that entries are about 0.2, as in AdamW
+                scale = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * scale * newton_schulz(ahead))
 

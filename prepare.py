@@ -75,6 +75,7 @@ def prepare():
             file.write(encode(piece, chars))
     tokens = np.memmap('tokens.tmp', np.uint16, 'r')
     n = int(0.9 * len(tokens))  # the first nine tenths are for training, the rest for validation
+    n_val = len(tokens) - n
     with open('train.bin.tmp', 'wb') as file:
         file.write(tokens[:n])
     with open('val.bin.tmp', 'wb') as file:
@@ -87,7 +88,7 @@ def prepare():
     for name in ('train.bin', 'val.bin', 'meta.json'):
         os.replace(f'{name}.tmp', name)
     os.remove('tokens.tmp')
-    print(f'{n:,} characters for training, {length - n:,} for validation')
+    print(f'{n:,} characters for training, {n_val:,} for validation')
     print(f'{len(chars):,} different characters: {chars!r}')
 
 if __name__ == '__main__':

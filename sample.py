@@ -44,7 +44,7 @@ class CausalSelfAttention(nn.Module):
         self.config = config
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # for q, k and v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads
-        if config.rotary:  # cache: gpt.py computes the angles in each call
+        if config.rotary:  # cache: the angles of all positions, which gpt.py computes in each call
             self.register_buffer('cos_sin', rotary_table(config), persistent=False)
 
     def forward(self, x, pos):
@@ -150,10 +150,12 @@ def load_model():
     for module in model.modules():
         if isinstance(module, nn.Linear):  # weights stored by columns are faster for short inputs
             module.weight.data = module.weight.t().contiguous().t()
+    # The tokens are those of probe in gpt.py. As in generate, the model reads many tokens at once
+    # and then, with the cache, a single one.
     S = model.config.block_size
-    idx = torch.arange(S, device=device)[None] % model.config.vocab_size  # (1, S), as in gpt.py
-    first = model(idx[:, :-1], 0)  # as in generate: many tokens at once,
-    last = model(idx[:, -1:], S - 1)  # then one token with the cache
+    idx = torch.arange(S, device=device)[None] % model.config.vocab_size  # (1, S)
+    first = model(idx[:, :-1], 0)
+    last = model(idx[:, -1:], S - 1)
     logits = torch.cat((first, last), dim=1)  # (1, S, V)
     if not torch.allclose(logits[0], ckpt['probe'], rtol=1e-3, atol=1e-3):
         sys.exit('ckpt.pt comes from another model: make your changes to gpt.py in sample.py too.')

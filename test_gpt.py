@@ -599,7 +599,7 @@ class Rung(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 def rungs(vocab_size):
-    """Return for each rung its name, its config, its model, and the best of some learning rates.
+    """Return for each rung its name, config and model, and the best of two to four learning rates.
 
     From the rung 'feed-forward' on, gpt.py's attention replaces MultiHead, because it is faster. A
     test above shows that the two compute the same. The last two rungs are wider and have longer
@@ -666,7 +666,8 @@ def test_each_rung_of_the_ladder_is_better_than_the_one_below_except_layernorm()
         print(f'{name:30}{n:8,} parameters   val loss {loss:.3f}')
         losses[name] = loss
         if name == 'LayerNorm':
-            assert loss < below + 0.1  # in a model so small, LayerNorm nearly ties
+            # In a model so small, the rung with LayerNorm nearly ties with the rung below.
+            assert loss < below + 0.1
         elif below is not None:
             assert loss < below - 0.03  # more than three seeds differ, on the text of Python 3.11
         below = loss
