@@ -8,7 +8,7 @@
 
 The script trains on the files that prepare.py made, keeps the best model in ckpt.pt and prints a
 sample. With the settings for a CPU, a run on two cores of an AMD EPYC takes eight to ten minutes
-and reaches a validation loss of about 1.47 on Tiny Shakespeare (the mean of four runs).
+and reaches a validation loss of about 1.47 on Tiny Shakespeare (the mean of three runs).
 
 Most parts have GPT-2's names. test_gpt.py shows what each part is for."""
 import json
@@ -58,7 +58,7 @@ weight_decay = 0.1  # of AdamW, if muon is False
 
 # ---- data ----
 def load_data():
-    """Return the characters and the checksum of the text, and the tokens of both splits."""
+    """Return meta (the characters and the checksum of the text) and the tokens of both splits."""
     if not os.path.exists('meta.json'):
         sys.exit('There is no data yet: run python prepare.py first.')
     meta = json.load(open('meta.json'))
@@ -84,7 +84,7 @@ def decode(tokens, chars):
 # A shape such as (B, T, C) means B windows in a batch, T characters in a window and C channels at
 # each character. Each of the H heads has D = C / H channels. The text has V different characters.
 class CausalSelfAttention(nn.Module):
-    """Communication: each position gathers what it needs from itself and those before it."""
+    """Communication: each position gathers what it needs from itself and earlier positions."""
 
     def __init__(self, config):
         super().__init__()
@@ -105,6 +105,7 @@ class CausalSelfAttention(nn.Module):
         if flash:  # to edit the scores or the mask, set flash = False and edit the lines under else
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         else:
+            # k.mT is k with its last two dimensions swapped: (B, H, D, T).
             wei = q @ k.mT / D ** 0.5  # (B, H, T, T): scores; the division keeps them small
             tril = torch.ones(T, T, device=x.device).tril()  # row t: 1 up to t, then 0
             wei = wei.masked_fill(tril == 0, -torch.inf)
@@ -160,7 +161,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # a vector for each character
         if not config.rotary:
             self.wpe = nn.Embedding(config.block_size, config.n_embd)  # a vector for each position
-            nn.init.normal_(self.wpe.weight, std=0.02)  # as in GPT-2
+            nn.init.normal_(self.wpe.weight, std=0.02)  # GPT-2's code has 0.01
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -212,7 +213,7 @@ def make_optimizers(model):
     if not muon:
         return [torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)]
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p not in set(matrices)]  # a set compares by identity
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     return [Muon(matrices, muon_learning_rate, momentum=0.9, weight_decay=muon_weight_decay),
             torch.optim.AdamW(others, muon_learning_rate, weight_decay=0.0)]
 
@@ -256,9 +257,9 @@ def restore(model, optimizers, fixed):
         # Learning rate and weight decay stay those of the settings.
         optimizer.load_state_dict(optimizer.state_dict() | {'state': state})
     torch.set_rng_state(latest['rng'])
-    if not os.path.exists(f'{out_dir}/ckpt.pt'):
-        latest['best_loss'] = torch.inf  # without ckpt.pt, the next model is the best so far
-    return latest['step'], latest['best_loss']
+    # Without ckpt.pt, the next model is the best so far.
+    best_loss = latest['best_loss'] if os.path.exists(f'{out_dir}/ckpt.pt') else torch.inf
+    return latest['step'], best_loss
 
 def train():
     """Build or restore the model, train it, print a sample, and return the best validation loss.
@@ -285,6 +286,7 @@ def train():
     begin, best_loss = 0, torch.inf
     if resume:
         begin, best_loss = restore(model, optimizers, fixed)
+    # A scheduler counts its own steps, from 0 on, also in a resumed run.
     schedulers = [LambdaLR(optimizer, lambda i: lr_factor(begin + i)) for optimizer in optimizers]
     os.makedirs(out_dir, exist_ok=True)
     n = sum(p.numel() for p in model.parameters())
@@ -304,9 +306,9 @@ def train():
             chars=meta['chars'], step=step, val_loss=val_loss, best_loss=best_loss,
             optimizers=[optimizer.state_dict()['state'] for optimizer in optimizers],
             rng=torch.get_rng_state())  # of the CPU only: a GPU's generator is not saved
+        save('latest.pt', checkpoint)
         if val_loss == best_loss:
             save('ckpt.pt', checkpoint)
-        save('latest.pt', checkpoint)
         return best_loss
 
     for step in range(begin, max_iters):
@@ -344,7 +346,7 @@ def rotate(x):
     Channels i and i + D/2 are the coordinates of a point in a plane. The point is turned around the
     origin by an angle that grows with the position: fast for the first i, very slowly for the last.
     The score of a query and a key then depends on what the two hold and on how far apart they
-    stand."""
+    stand. (The paper pairs neighboring channels, which is the same in another order.)"""
     T, D = x.shape[-2:]
     speed = 10000 ** (-torch.arange(0, D, 2, device=x.device) / D)  # (D/2): radians per position
     angle = torch.outer(torch.arange(T, device=x.device), speed)  # (T, D/2)
@@ -368,11 +370,11 @@ def even_starts(step, n):
 def newton_schulz(G):
     """Return a matrix with the singular vectors of G, but with singular values of about 1.
 
-    The singular values end between 0.7 and 1.2, except those that are almost 0. Each pass turns a
+    The singular values end between 0.68 and 1.21, except those that are almost 0. Each pass turns a
     singular value s into 3.4445 s - 4.775 s^3 + 2.0315 s^5. These numbers, which are from
     kellerjordan.github.io/posts/muon, let small values grow fast."""
     if G.shape[0] > G.shape[1]:
-        return newton_schulz(G.mT).mT  # a wide G makes the products smaller
+        return newton_schulz(G.mT).mT  # X @ X.mT is smaller if X has fewer rows than columns
     X = G.bfloat16() if bfloat16 else G
     X = X / (X.norm() + 1e-7)  # now no singular value is above 1
     for _ in range(5):  # addmm is a product and a sum in one call
@@ -382,14 +384,14 @@ def newton_schulz(G):
     return X
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose directions are made equally strong: kellerjordan.github.io/posts/muon.
+    """Steps whose directions are about equally strong: kellerjordan.github.io/posts/muon.
 
     The gradient of a matrix is a sum of directions (pairs of singular vectors), a few of which are
     so strong that they drown out the others. The author of Muon supposes that rare but important
     directions are learned better if all directions are equally strong.
 
-    torch.optim.Muon(adjust_lr_fn='match_rms_adamw') takes the same steps. But torch.optim.Muon
-    always computes in bfloat16, which is slow on CPUs that lack the format."""
+    torch.optim.Muon(adjust_lr_fn='match_rms_adamw') takes the same steps, apart from rounding. But
+    torch.optim.Muon always computes in bfloat16, which is slow on CPUs that lack the format."""
 
     def __init__(self, params, lr, momentum, weight_decay):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -401,9 +403,8 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 if p.grad is None:
                     continue
-                if 'mean' not in self.state[p]:
-                    self.state[p]['mean'] = torch.zeros_like(p)
-                mean = self.state[p]['mean']  # a running mean of the gradients
+                # mean is a running mean of the gradients, which starts at 0.
+                mean = self.state[p].setdefault('mean', torch.zeros_like(p))
                 mean.mul_(momentum).add_(p.grad, alpha=1 - momentum)
                 ahead = momentum * mean + (1 - momentum) * p.grad  # Nesterov: one step ahead
                 scale = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW

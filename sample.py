@@ -13,7 +13,8 @@ A change of the model must be made in both files.
 The classes also have a cache, and comments mark where. Each attention layer keeps the keys and
 values of all positions so far, because these never change. A new character then costs the work of
 one position. generate in gpt.py has no cache and computes the whole window again. The argument pos
-is the position of the first new character. For print_attention, wei is kept, too."""
+is the position of the first new character. Each layer has one cache, so a block cannot be used
+twice. The attention weights wei are kept for print_attention."""
 import os
 import sys
 from types import SimpleNamespace
@@ -30,14 +31,14 @@ num_samples = 1  # the first is printed while it is written, the others at the e
 max_new_tokens = 500  # characters to write
 temperature = 0.8  # below 1, likely characters become even likelier; 0 takes the likeliest only
 top_k = None  # None, or a number: choose among this many of the likeliest characters
-top_p = 1.0  # choose among the fewest characters whose probabilities add up to this; 1.0 is all
+top_p = 1.0  # choose among the fewest characters with more probability than this; 1.0 is all
 seed = 1337  # on the same machine, the same seed gives the same text
 show = ''  # 'attention': print a picture of where each character of start looks
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # ---- the model of gpt.py, with a cache ----
 class CausalSelfAttention(nn.Module):
-    """Communication: each position gathers what it needs from itself and those before it."""
+    """Communication: each position gathers what it needs from itself and earlier positions."""
 
     def __init__(self, config):
         super().__init__()
@@ -64,6 +65,7 @@ class CausalSelfAttention(nn.Module):
         self.values[:, :, pos:pos + T] = v
         k = self.keys[:, :, :pos + T]  # (B, H, pos+T, D). cache: use all so far
         v = self.values[:, :, :pos + T]
+        # k.mT is k with its last two dimensions swapped: (B, H, D, pos+T).
         wei = q @ k.mT / D ** 0.5  # (B, H, T, pos+T): scores; the division keeps them small
         if T > 1:  # cache: one new position alone has no future to hide
             tril = torch.ones(T, pos + T, device=x.device).tril(pos)  # row t: 1 up to pos + t
