@@ -507,6 +507,19 @@ def test_a_model_predicts_text_that_it_has_trained_on_better_than_other_text(
     step_0 = re.compile('step 0: .*')
     assert step_0.search(capsys.readouterr().out)[0] != step_0.search(out)[0]
 
+def test_each_step_of_the_bigram_uses_the_gradient_of_one_batch(monkeypatch):
+    write_data()
+    sums = []
+
+    def step(optimizer):
+        [table] = optimizer.param_groups[0]['params']
+        sums.append(table.grad.abs().sum().item())
+
+    monkeypatch.setattr(torch.optim.AdamW, 'step', step)
+    bigram.train()
+    assert len(sums) == 300
+    assert max(sums) < 2  # the gradients of the logits of one example add up to less than 2
+
 def test_gradients_add_up_until_they_are_set_to_zero():
     w = nn.Parameter(torch.tensor([1.0, 2.0]))
     (w ** 2).sum().backward()
