@@ -384,7 +384,7 @@ def newton_schulz(G):
     return X
 
 class Muon(torch.optim.Optimizer):
-    """Steps whose directions are about equally strong: kellerjordan.github.io/posts/muon.
+    """Momentum with steps of equally strong directions: kellerjordan.github.io/posts/muon.
 
     The gradient of a matrix is a sum of directions (pairs of singular vectors), a few of which are
     so strong that they drown out the others. The author of Muon supposes that rare but important
