@@ -242,8 +242,8 @@ def save(name, checkpoint):
 def restore(model, optimizers, fixed):
     """Load latest.pt into model and optimizers. Return the step of latest.pt, and best_loss.
 
-    An AssertionError says what does not fit latest.pt: the text, the config, the batch size, the
-    optimizers, the code of the model, or a max_iters that latest.pt has already passed."""
+    An error says what does not fit latest.pt: the text, the config, the batch size, the optimizers,
+    what the model computes, or a max_iters that latest.pt has already passed."""
     if not os.path.exists(f'{out_dir}/latest.pt'):
         sys.exit(f'There is no {out_dir}/latest.pt to continue from: set resume = False.')
     latest = torch.load(f'{out_dir}/latest.pt', 'cpu')
@@ -390,8 +390,8 @@ class Muon(torch.optim.Optimizer):
     so strong that they drown out the others. The author of Muon supposes that rare but important
     directions are learned better if all directions are equally strong.
 
-    torch.optim.Muon(adjust_lr_fn='match_rms_adamw') takes the same steps, apart from rounding. But
-    torch.optim.Muon always computes in bfloat16, which is slow on CPUs that lack the format."""
+    With the same arguments, torch.optim.Muon(adjust_lr_fn='match_rms_adamw') takes the same steps,
+    apart from rounding. But it always computes in bfloat16, which is slow on CPUs that lack it."""
 
     def __init__(self, params, lr, momentum, weight_decay):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
