@@ -391,7 +391,8 @@ class Muon(torch.optim.Optimizer):
     directions are learned better if all directions are equally strong.
 
     With the same arguments, torch.optim.Muon(adjust_lr_fn='match_rms_adamw') takes the same steps,
-    apart from rounding. But it always computes in bfloat16, which is slow on CPUs that lack it."""
+    apart from rounding. But torch.optim.Muon always computes in bfloat16, which is slow on CPUs
+    that lack the format."""
 
     def __init__(self, params, lr, momentum, weight_decay):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))

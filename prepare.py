@@ -67,7 +67,7 @@ def prepare():
         distinct.update(piece)
         digest.update(piece.encode())
     if length < 20:
-        sys.exit(f'input.txt has {length} characters: save a longer text (gpt.py needs about 1,300).')
+        sys.exit(f'input.txt has {length} characters: save a longer text (gpt.py needs 1,300).')
     chars = ''.join(sorted(distinct))
 
     with open('tokens.tmp', 'wb') as file:

@@ -529,7 +529,7 @@ def test_gradients_add_up_until_they_are_set_to_zero():
     torch.optim.AdamW([w]).zero_grad()
     assert w.grad is None
 
-def test_the_first_step_of_adamw_is_as_large_for_every_gradient_but_0_and_decay_shrinks_every_weight():
+def test_the_first_step_of_adamw_is_as_large_for_every_gradient_but_0_and_decay_shrinks_all():
     w = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
     w.grad = torch.tensor([0.001, -100.0, 0.0])
     torch.optim.AdamW([w], lr=0.1, weight_decay=0.0).step()
