@@ -404,8 +404,9 @@ class Muon(torch.optim.Optimizer):
             for p in group['params']:
                 if p.grad is None:
                     continue
-                # mean is a running mean of the gradients, which starts at 0.
-                mean = self.state[p].setdefault('mean', torch.zeros_like(p))
+                if 'mean' not in self.state[p]:
+                    self.state[p]['mean'] = torch.zeros_like(p)
+                mean = self.state[p]['mean']  # a running mean of the gradients
                 mean.mul_(momentum).add_(p.grad, alpha=1 - momentum)
                 ahead = momentum * mean + (1 - momentum) * p.grad  # Nesterov: one step ahead
                 scale = 0.2 * max(p.shape) ** 0.5  # for entries of about 0.2, as in a step of AdamW

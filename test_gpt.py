@@ -790,8 +790,8 @@ def test_a_mark_at_the_start_and_the_kind_of_line_ends_change_nothing():
     assert gpt.decode([*train, *val], chars) == TEXT
 
 @pytest.mark.parametrize('content, words', [
-    (b'', '0 characters'), (b'nineteen characters', '19 characters'),
-    (b'caf\xe9 noir' * 9, "UTF-8.*after b'caf'"),
+    (b'', '0 characters'), (b'too short', '9 characters'),
+    (b'nineteen characters', '19 characters'), (b'caf\xe9 noir' * 9, "UTF-8.*after b'caf'"),
     (b'cut in a character \xc3', 'UTF-8')])
 def test_prepare_tells_what_is_wrong_with_a_text(content, words):
     Path('input.txt').write_bytes(content)
@@ -1089,8 +1089,8 @@ def test_the_sample_at_the_end_is_by_the_best_weights_after_step_0(monkeypatch, 
 # ---- nothing is lost, and every error is reported ----
 @pytest.mark.parametrize('rotary', [True, False])
 @pytest.mark.parametrize('even_windows', [True, False])
-@pytest.mark.parametrize('muon, bfloat16', [
-    (True, True), (True, False), (False, False)])
+@pytest.mark.parametrize('muon', [True, False])
+@pytest.mark.parametrize('bfloat16', [True, False])
 def test_a_resumed_run_is_the_run_that_never_stopped(
         monkeypatch, capsys, rotary, even_windows, muon, bfloat16):
     write_data()
@@ -1176,7 +1176,8 @@ def test_logits_may_differ_from_the_stored_ones_by_rounding_only(monkeypatch, di
 
 def test_the_best_is_kept_and_comes_back_when_it_is_moved_away(monkeypatch):
     write_data()
-    losses = iter([9.0, 9.0, 9.0, 2.0, 9.0, 3.0, 9.0, 3.0, 9.0, 2.5, 9.0, 4.0])  # train and val
+    losses = iter([9.0, 9.0, 9.0, 2.0, 9.0, 3.0, 9.0, 3.0, 9.0, 2.5,
+                   9.0, 3.0, 9.0, 4.0])  # train and val
     set_globals(monkeypatch, gpt, out_dir='run', estimate_loss=lambda *_: next(losses))
     gpt.train()  # at steps 0, 6, 12
     assert torch.load('run/ckpt.pt')['val_loss'] == torch.load('run/latest.pt')['best_loss'] == 2.0
@@ -1185,8 +1186,9 @@ def test_the_best_is_kept_and_comes_back_when_it_is_moved_away(monkeypatch):
     assert torch.load('run/ckpt.pt')['val_loss'] == torch.load('run/latest.pt')['best_loss'] == 2.0
     assert torch.load('run/latest.pt')['val_loss'] == 2.5
     os.remove('run/ckpt.pt')
-    gpt.train()  # at step 18
-    assert torch.load('run/ckpt.pt')['val_loss'] == 4.0
+    monkeypatch.setattr(gpt, 'max_iters', 24)
+    gpt.train()  # at steps 18 and 24
+    assert torch.load('run/ckpt.pt')['val_loss'] == 3.0
 
 def test_a_new_run_that_stops_between_its_two_files_is_resumed_as_that_run(monkeypatch):
     write_data()
@@ -1370,7 +1372,7 @@ def test_the_whole_path_from_a_text_to_a_sample_where_not_every_character_can_be
 def test_each_script_runs_where_the_output_cannot_be_reconfigured_as_in_a_notebook(
         monkeypatch, script):
     write_data()
-    gpt.train()
+    gpt_and_sample(tiny())  # a checkpoint for sample.py
     settings = {'bigram.py': dict(max_iters=2, eval_iters=2), 'gpt.py': TINY, 'sample.py': WRITE}
     monkeypatch.setattr(torch.backends.mkldnn, 'enabled', True)  # set back after the test
     monkeypatch.setattr(sys, 'stdout', io.StringIO())
